@@ -1,0 +1,68 @@
+"""``fimaq-tool export``: a run folder or a float model in, a checked ONNX file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fimaq.toolchain.errors import UsageError
+
+from .options import FILE, count, debug_option, example, force_option, given, json_option, option
+from .output import emit, library_output, next_command, size
+
+
+@click.command(
+    no_args_is_help=True, epilog=example("fimaq-tool export runs/deit-tiny --target ort-cpu -o deit-tiny-w4a4.onnx")
+)
+@click.argument("source", metavar="RUN|MODEL")
+@option("-o", "--out", type=FILE, required=True, metavar="MODEL.onnx", help="The file to write.")
+@option("--target", default="ort-cpu", show_default=True, help="What the file is for: ort-cpu or portable.")
+@option("--opset", type=count(), help="ONNX opset; the target's own by default.")
+@option("--float", "as_float", is_flag=True, help="Export the float model of that name: the baseline.")
+@option("--weights", type=FILE, help="With --float: a local state dict.")
+@option("--data", metavar="DIR", help="Images for the parity check; else the run's calibration images.")
+@option("--images", type=count(), default=128, show_default=True, help="How many images to check parity on.")
+@force_option
+@json_option
+@debug_option
+def command(source: str, out: Path, target: str, as_float: bool, weights: Path | None, **options: Any) -> None:
+    """Write RUN as an ONNX file for a target, or with --float the float model MODEL.
+
+    The file is checked before it appears: by onnx, by a session, and against the torch model on real images.
+    """
+    if as_float and given("target"):
+        raise UsageError("--target is for quantized runs; a float file has none. Leave out --target or --float.")
+    if given("weights") and not as_float:
+        raise UsageError("--weights is for --float; a run holds its own weights. Leave out --weights.")
+    with library_output():
+        if as_float:
+            from fimaq.toolchain.export import export_float
+
+            result = export_float(source, out, weights=weights, opset=options["opset"], force=options["force"])
+        else:
+            from fimaq.toolchain.export import export_run
+
+            result = export_run(
+                Path(source),
+                out,
+                target=target,
+                opset=options["opset"],
+                force=options["force"],
+                images=options["images"],
+                data=options["data"],
+            )
+    emit(result, options["as_json"], _text(result))
+    next_command("evaluate", out, "--data", "DIR", "-o", out.with_suffix(".json"))
+
+
+def _text(result: dict[str, Any]) -> str:
+    lines = [f"{result['onnx']}: {size(result['bytes'])}, target {result['target']}, opset {result['opset']}"]
+    layers, parity = result.get("layers"), result.get("parity")
+    if layers:
+        lines.append(f"layers: {layers['integer']} integer, {layers['float']} float")
+    if parity:
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in parity.items()}
+        lines.append("parity with torch: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""The ``fimaq-tool`` command: imports a subcommand when it is called, so that ``--help`` costs next to nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, final
+
+import click
+
+from .errors import DEBUG, report
+from .options import debug_option, example
+
+COMMANDS = {
+    "quantize": "Quantize a timm vision transformer into a run folder.",
+    "export": "Write a run (or a float model) as a checked ONNX file.",
+    "evaluate": "Measure the accuracy of an ONNX file or a run.",
+    "inspect": "Show each layer's bits, and what the runtime makes of them.",
+    "demo": "Walk the whole path on a bundled model and data.",
+    "env": "Show versions, providers and CPU features, for a bug report.",
+}
+"""Name -> help line, in the order of the help page; the command itself is ``command`` in the module of its name."""
+
+
+@final
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called, and which owns the exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order a person would use them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", package=__package__)
+        command: click.Command = module.command
+        command.name = cmd_name
+        command.short_help = COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; every failure becomes a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (turned into a message and an exit code)
+            raise click.exceptions.Exit(report(error, debug=bool(ctx.meta.get(DEBUG)))) from None
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "fimaq-tool demo",
+        "Every option can be set as FIMAQ_<OPTION>, as in FIMAQ_DEVICE=cuda; one on the command line wins. "
+        "Exit codes: 0 done, 1 gate failed, 2 usage, 3 gate inconclusive, 4 input unusable, 5 environment, "
+        "70 internal error, 130 interrupted.",
+    ),
+)
+@click.version_option(package_name="fimaq-tool", prog_name="fimaq-tool")
+@debug_option
+def cli() -> None:
+    """Take a timm vision transformer from PyTorch to a low-bit ONNX file."""
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        cli(prog_name="fimaq-tool")
+    except KeyboardInterrupt as error:  # before or after a command runs
+        raise SystemExit(report(error, debug=False)) from None
+
+
+if __name__ == "__main__":
+    main()

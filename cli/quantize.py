@@ -1,0 +1,130 @@
+"""``fimaq-tool quantize``: a float model and images in, a run folder out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from fimaq.toolchain.errors import UsageError
+from fimaq.toolchain.recipe import DEFAULT_RECIPE, PRESETS, FisherKind, Recipe, load_recipe
+from fimaq.toolchain.spec import MAX_BITS, MIN_BITS
+
+from .options import FILE, count, debug_option, example, force_option, json_option, option
+from .output import emit, library_output, next_command, note, table
+from .progress import progress
+
+OVERRIDES = (
+    "wbits",
+    "abits",
+    "fisher",
+    "rank",
+    "calib_samples",
+    "fisher_samples",
+    "recon_samples",
+    "iters",
+    "batch_size",
+    "seed",
+)
+"""Options that change the recipe, by their parameter names."""
+
+BITS = click.IntRange(MIN_BITS, MAX_BITS)
+
+
+@click.command(
+    no_args_is_help=True,
+    epilog=example(
+        "fimaq-tool quantize deit_tiny_patch16_224 --data calib/ --recipe fast-w4a4 -o runs/deit-tiny",
+        f"Presets: {', '.join(PRESETS)}.",
+    ),
+)
+@click.argument("model")
+@option(
+    "--data",
+    metavar="DIR",
+    help="Calibration images: an ImageFolder, a flat folder with --labels, or hfds/..., wds/...",
+)
+@option("-o", "--out", type=FILE, metavar="RUN", help="The run folder to write.")
+@option("--weights", type=FILE, help="A .safetensors or .pth state dict; else pretrained weights from the hub.")
+@option("--labels", type=FILE, help="For a flat folder: a file with an image name and a class per line.")
+@option("--recipe", default=DEFAULT_RECIPE, show_default=True, metavar="NAME|FILE", help="A preset, or a .toml file.")
+@option("--wbits", type=BITS, help="Weight bits.")
+@option("--abits", type=BITS, help="Activation bits.")
+@option("--fisher", type=click.Choice(get_args(FisherKind)), help="Approximation of the Fisher matrix.")
+@option("--rank", type=count(), help="Fisher probes per block.")
+@option("--calib-samples", type=count(), help="Images for the scale search.")
+@option("--fisher-samples", type=count(), help="Images per Fisher probe.")
+@option("--recon-samples", type=count(), help="Images for reconstruction.")
+@option("--iters", type=count(0), help="Reconstruction steps per block; 0 rounds to nearest.")
+@option("--batch-size", type=count(), help="Images per reconstruction step.")
+@option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute.")
+@option("--seed", type=count(0), help="Decides every random draw.")
+@option("--resume", is_flag=True, help="Go on with an interrupted run in RUN.")
+@option("--dry-run", is_flag=True, help="Print the resolved recipe and write nothing.")
+@force_option
+@json_option
+@debug_option
+def command(model: str, data: str | None, out: Path | None, **options: Any) -> None:
+    """Quantize MODEL, any timm ViT, DeiT or Swin by name, into the run folder RUN.
+
+    Options override the recipe; --dry-run shows the result.
+    """
+    recipe = _resolved(options)
+    if options["dry_run"]:
+        emit(recipe.to_dict(), options["as_json"], recipe.to_toml().rstrip())
+        next_command("quantize", model, "--data", data or "DIR", "--recipe", options["recipe"], "-o", out or "RUN")
+        return
+    if data is None or out is None:
+        name, missing = ("data", "--data DIR") if data is None else ("out", "-o RUN")
+        parameter = next(p for p in command.params if p.name == name)
+        raise click.MissingParameter(param=parameter, message=f"Wanted {missing}.")
+    note(f"recipe {recipe.name}: W{recipe.weights.bits}/A{recipe.activations.bits}, fisher {recipe.fisher.kind}")
+    result = _run(model, data, out, recipe, options)
+    emit(result, options["as_json"], _text(result))
+    next_command("export", out, "-o", out.with_name(out.name + ".onnx"))
+
+
+def _resolved(options: dict[str, Any]) -> Recipe:
+    """The recipe with the options on top; refuses options that contradict each other."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options["device"]):
+        raise UsageError(f"--device is {options['device']!r}; wanted auto, cpu, cuda or cuda:<index>.")
+    if options["resume"] and options["force"]:
+        raise UsageError("--resume keeps what is in RUN and --force replaces it. Give one of them.")
+    return load_recipe(options["recipe"]).with_overrides(**{name: options[name] for name in OVERRIDES})
+
+
+def _run(model: str, data: str, out: Path, recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    with library_output():
+        from fimaq.toolchain.quantize import QuantizeRequest, quantize
+
+        request = QuantizeRequest(
+            model=model,
+            data=data,
+            out=out,
+            weights=options["weights"],
+            recipe=recipe,
+            device=options["device"],
+            resume=options["resume"],
+            force=options["force"],
+            labels=options["labels"],
+        )
+        result: dict[str, Any] = quantize(request, progress=progress())
+    return result
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows = [(b["name"], b["loss_first"], b["loss_last"], b["seconds"]) for b in result["blocks"]]
+    seconds = result["seconds"]
+    lines = [table(rows, ("block", "loss first", "loss last", "seconds")), ""] if rows else []
+    return "\n".join(
+        [
+            *lines,
+            f"{result['run']}: {result['model']} at W{result['wbits']}/A{result['abits']}, "
+            f"fisher {result['fisher']}, seed {result['seed']}",
+            f"calibrate {seconds['calibrate']:.1f} s, reconstruct {seconds['reconstruct']:.1f} s, "
+            f"total {seconds['total']:.1f} s",
+            f"sha256 {result['sha256']}",
+        ]
+    )

@@ -1,0 +1,33 @@
+"""What every test runs under: no network, no telemetry, and signatures whose shapes are checked."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Both are read at import, so they are set before any test imports the libraries that read them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# Shapes and dtypes in the signatures of these packages are checked on every call a test makes.
+install_import_hook(["fimaq.toolchain.fisher", "fimaq.toolchain.quantizers"], "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def fimaq_data() -> Path:
+    """The folder of images and weights for real runs."""
+    folder = Path(os.environ.get("FIMAQ_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set FIMAQ_DATA to the one that holds imagenet_mini/, weights/ and reference/")
+    return folder

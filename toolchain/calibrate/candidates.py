@@ -1,0 +1,44 @@
+"""Candidate grids: which (scale, zero point) pairs a search tries."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_QUANTILE_ELEMENTS = 1 << 20
+"""Rows are thinned to this many elements before a quantile, whose cost is a sort."""
+
+SMALLEST_SCALE = 1e-8
+"""A constant-zero tensor still needs a scale that can be divided by."""
+
+
+def grid_from_range(
+    low: Float[Tensor, "*s"], high: Float[Tensor, "*s"], qmax: int
+) -> tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]:
+    """Scale and zero point whose grid spans ``[low, high]``, widened to hold zero (which has then an exact code)."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / qmax).clamp_min(SMALLEST_SCALE)
+    return scale, torch.round(-low / scale).clamp(0, qmax)
+
+
+def candidate_grids(
+    rows: Float[Tensor, "g n"], quantile: float, count: int, qmax: int
+) -> tuple[Float[Tensor, "k g"], Float[Tensor, "k g"]]:
+    """About ``count`` grids for each of g groups, from the full range down to the central ``quantile`` of its values.
+
+    Ranges shrink linearly from ``[min, max]`` to ``[quantile(1 - q), quantile(q)]``; each scale is tried with up to
+    eight zero points around its own. The first candidate is the full range.
+    """
+    offsets = sorted(range(-(min(8, qmax + 1) // 2), (min(8, qmax + 1) + 1) // 2), key=abs)
+    if rows.shape[1] > MAX_QUANTILE_ELEMENTS:
+        rows = rows[:, :: -(-rows.shape[1] // MAX_QUANTILE_ELEMENTS)]
+    low, high = rows.amin(1), rows.amax(1)
+    ordered = rows.sort(dim=1).values
+    last = rows.shape[1] - 1
+    inner_low, inner_high = ordered[:, round((1 - quantile) * last)], ordered[:, round(quantile * last)]
+    steps = torch.linspace(0, 1, max(2, count // len(offsets)), dtype=rows.dtype, device=rows.device)[:, None]
+    scale, zero = grid_from_range(torch.lerp(low, inner_low, steps), torch.lerp(high, inner_high, steps), qmax)
+    scales = torch.cat([scale for _ in offsets])
+    zeros = torch.cat([(zero + offset).clamp(0, qmax) for offset in offsets])
+    return scales, zeros

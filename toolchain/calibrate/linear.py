@@ -1,0 +1,107 @@
+"""Scale search for a linear layer (or a convolution seen as one) by its output error, through Gram matrices.
+
+With ``A = Xq^T Xq`` and ``B = Xq^T X`` the output error of a weight candidate is
+``||Wq Xq - W X||^2 = Wq A Wq^T - 2 Wq B W^T + const``, so its cost does not depend on the number of rows.
+The error of an input candidate is a quadratic form in ``Xq - X`` with ``M = Wq^T Wq``.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..quantizers import encode
+from ..spec import QuantSpec
+from .candidates import candidate_grids
+
+WEIGHT_QUANTILE, INPUT_QUANTILE = 0.9, 0.95
+"""How far ranges are shrunk (method notes, section 5, for the weights; found by experiment for the inputs)."""
+
+INPUT_ROWS = 2048
+"""Rows that an input candidate is judged on."""
+
+Grid = tuple[Tensor, Tensor]
+"""Scale and zero point."""
+
+
+def fake_quantize(x: Tensor, grid: Grid, qmax: int) -> Tensor:
+    """Quantize and dequantize, without gradients."""
+    scale, zero = grid
+    return (encode(x, scale, zero, qmax) - zero) * scale
+
+
+def search_linear(
+    weight: Float[Tensor, "o i"],
+    rows: Float[Tensor, "n i"],
+    weight_spec: QuantSpec,
+    input_spec: QuantSpec,
+    candidates: int,
+    rounds: int,
+    start: Grid | None = None,
+) -> tuple[tuple[Float[Tensor, "o 1"], Float[Tensor, "o 1"]], tuple[Float[Tensor, ""], Float[Tensor, ""]]]:
+    """Grids of the weight (per output channel) and of the input (per tensor).
+
+    Weights start from their own error, inputs from ``start`` (or their own error); then ``rounds`` rounds alternate
+    between input and weight, each judged by the layer's output error given the other.
+    """
+    options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax)
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    weight_grid = _best_weight(weight, identity, identity, options, weight_spec.qmax)
+    input_options = candidate_grids(rows.reshape(1, -1), INPUT_QUANTILE, candidates, input_spec.qmax)
+    input_grids = [(s, z) for s, z in zip(input_options[0][:, 0], input_options[1][:, 0], strict=True)]
+    if start is not None:
+        input_grids.append(start)
+    few = rows[:: max(1, len(rows) // INPUT_ROWS)]
+    input_grid = input_grids[0]
+    for _ in range(rounds):
+        input_grid = _best_input(few, weight, fake_quantize(weight, weight_grid, weight_spec.qmax), input_grids, input_spec.qmax)
+        quantized = fake_quantize(rows, input_grid, input_spec.qmax)
+        weight_grid = _best_weight(weight, quantized.T @ quantized, quantized.T @ rows, options, weight_spec.qmax)
+    return weight_grid, input_grid
+
+
+def _best_weight(weight: Tensor, own: Tensor, cross: Tensor, options: Grid, qmax: int) -> Grid:
+    """Per output channel, the grid with the smallest ``Wq own Wq^T - 2 Wq cross W^T``."""
+    target = 2 * (weight @ cross.T)
+    best = torch.full_like(weight[:, 0], torch.inf)
+    grid = options[0][0][:, None].clone(), options[1][0][:, None].clone()
+    for scale, zero in zip(*options, strict=True):
+        candidate = fake_quantize(weight, (scale[:, None], zero[:, None]), qmax)
+        error = ((candidate @ own - target) * candidate).sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        grid[0][better], grid[1][better] = scale[better, None], zero[better, None]
+    return grid
+
+
+def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Grid], qmax: int) -> Grid:
+    """The input grid with the smallest output error ``||Wq xq - W x||^2`` over ``rows``."""
+    rest = rows @ (quantized - weight).T
+    if weight.shape[0] < weight.shape[1]:
+
+        def cost(error: Tensor) -> Tensor:
+            return (error @ quantized.T + rest).square().sum()
+    else:
+        gram, cross = quantized.T @ quantized, 2 * (rest @ quantized)
+
+        def cost(error: Tensor) -> Tensor:
+            return ((error @ gram + cross) * error).sum()
+
+    costs = torch.stack([cost(fake_quantize(rows, grid, qmax) - rows) for grid in grids])
+    return grids[int(costs.argmin())]
+
+
+def search_channels(rows: Float[Tensor, "n i"], spec: QuantSpec, candidates: int) -> tuple[Float[Tensor, "i"], Float[Tensor, "i"]]:
+    """One grid per input channel by the channel's own error: the start of the LayerNorm re-parameterisation."""
+    columns = rows[:: max(1, len(rows) // INPUT_ROWS)].T.contiguous()
+    scales, zeros = candidate_grids(columns, INPUT_QUANTILE, candidates, spec.qmax)
+    errors = torch.stack(
+        [
+            (fake_quantize(columns, (scale[:, None], zero[:, None]), spec.qmax) - columns).square().sum(1)
+            for scale, zero in zip(scales, zeros, strict=True)
+        ]
+    )
+    best = errors.argmin(0)
+    channel = torch.arange(len(best), device=rows.device)
+    return scales[best, channel], zeros[best, channel]

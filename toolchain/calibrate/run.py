@@ -1,0 +1,106 @@
+"""Calibration of a whole model, block by block, each block's float input computed once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..families import Block, QuantModel
+from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul
+from ..progress import Progress
+from ..quantizers import UniformQuantizer
+from ..recipe import Recipe
+from ..spec import QuantSpec
+from .collect import Observed, observing
+from .layernorm import fold_channel_scales
+from .linear import Grid, search_channels, search_linear
+from .matmul import search_matmul
+
+CHUNK = 32
+"""Images a forward."""
+
+
+def run_block(block: Block, x: Tensor, chunk: int = CHUNK) -> Tensor:
+    """The block's output for all images, without gradients, ``chunk`` images at a time."""
+    with torch.no_grad():
+        return torch.cat([block.module(part) for part in x.split(chunk)])
+
+
+@torch.no_grad()
+def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress) -> None:
+    """Give every layer its quantizers: weights rounded to nearest, activations on searched grids.
+
+    ``images`` is ``[n, 3, h, w]``, preprocessed, on the model's device. The float function of the model stays the same
+    (LayerNorm re-parameterisation moves scales between layers); its layers must still be float.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    x = images
+    with progress.task("calibrate", len(model.layers)) as task:
+        for block in model.blocks:
+            layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+            starts = _fold_norms(block, layers, x, recipe, generator) if recipe.calibrate.reparam_layernorm else {}
+            seen, output = _observe(block, layers, x, generator)
+            for name, layer in layers.items():
+                _calibrate_layer(layer, seen.pop(name), recipe, starts.get(layer))
+                task.advance(1, layer=name)
+            x = output
+
+
+def _observe(
+    block: Block, layers: dict[str, QuantLayer], x: Tensor, generator: torch.Generator
+) -> tuple[dict[str, Observed], Tensor]:
+    with observing(layers, -(-len(x) // CHUNK), generator) as seen:
+        return seen, run_block(block, x)
+
+
+def _fold_norms(
+    block: Block, layers: dict[str, QuantLayer], x: Tensor, recipe: Recipe, generator: torch.Generator
+) -> dict[nn.Module, Grid]:
+    """Fold per-channel scales into the block's LayerNorms; returns the resulting grid of each layer they feed."""
+    fed = {name: layer for name, layer in layers.items() if any(layer is linear for _, linear in block.norm_pairs)}
+    if not fed:
+        return {}
+    seen, _ = _observe(block, fed, x, generator)
+    names = {layer: name for name, layer in fed.items()}
+    starts: dict[nn.Module, Grid] = {}
+    spec = QuantSpec(recipe.activations.bits)
+    for norm, linear in block.norm_pairs:
+        assert isinstance(linear, QuantLinear)
+        rows = torch.cat(seen[names[linear]].rows)
+        starts[linear] = fold_channel_scales(norm, linear, *search_channels(rows, spec, recipe.calibrate.candidates))
+    return starts
+
+
+def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: Grid | None) -> None:
+    if isinstance(layer, QuantMatMul):
+        _calibrate_matmul(layer, seen, recipe)
+        return
+    assert layer.weight is not None
+    is_conv = isinstance(layer, QuantConv2d)
+    bits = recipe.first_conv_input_bits if is_conv else recipe.activations.bits
+    weight_spec = QuantSpec(recipe.weights.bits, "channel")
+    by_token = recipe.activations.granularity == "token" and not is_conv and len(seen.shape) > 2
+    rows = torch.cat(seen.rows)
+    weight = layer.weight.detach().flatten(1)
+    if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; judge each by its mean-sized input
+        rows = rows.view(len(rows), layer.groups, -1).mean(1)
+    (scale, zero), (in_scale, in_zero) = search_linear(
+        weight, rows, weight_spec, QuantSpec(bits), recipe.calibrate.candidates, recipe.calibrate.rounds, start
+    )
+    ones = [1] * (layer.weight.ndim - 1)
+    layer.weight_quantizer = UniformQuantizer(weight_spec, scale.view(-1, *ones), zero.view(-1, *ones))
+    if by_token:
+        in_scale = in_scale.expand(1, *seen.shape[1:-1], 1)
+    layer.input_quantizer = UniformQuantizer(QuantSpec(bits, "token" if by_token else "tensor"), in_scale, in_zero)
+
+
+def _calibrate_matmul(layer: QuantMatMul, seen: Observed, recipe: Recipe) -> None:
+    granularity = recipe.activations.matmul_granularity
+    spec = QuantSpec(recipe.activations.bits, granularity)
+    a, b = torch.cat(seen.a), torch.cat(seen.b)
+    grids = search_matmul(a, b, spec, recipe.calibrate.candidates, recipe.calibrate.rounds)
+    tokens = (a.shape[-2], b.shape[-1] if layer.transpose_b else b.shape[-2])
+    for slot, (scale, zero), count in zip(("a_quantizer", "b_quantizer"), grids, tokens, strict=True):
+        if granularity == "head-token":
+            scale = scale.expand(1, -1, count, 1)
+        setattr(layer, slot, UniformQuantizer(spec, scale, zero))

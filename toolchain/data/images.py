@@ -1,0 +1,46 @@
+"""Encoded bytes to an RGB image, and which files are taken to be images."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+from ..errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Lower case; what timm and torchvision read between them."""
+
+_DAMAGE = (
+    OSError,  # truncated, or no format Pillow knows (UnidentifiedImageError)
+    SyntaxError,  # a broken PNG chunk
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,  # a header that claims more pixels than there is memory
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders were seen to raise on damaged files."""
+
+
+def decode_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode every pixel and convert to RGB as timm does (``convert("RGB")``; EXIF orientation is left alone).
+
+    Raises InputError that calls the image ``name`` when it is damaged or not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.convert("RGB")
+    except _DAMAGE as error:
+        raise InputError(
+            f"image {name} cannot be decoded ({type(error).__name__}: {error}; {len(data)} bytes). "
+            "Replace or remove it."
+        ) from error

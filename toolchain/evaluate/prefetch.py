@@ -1,0 +1,61 @@
+"""Decode and preprocess in threads, ahead of the model and in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data import ImageSet
+from ..errors import InputError
+from ..preprocess import Preprocessing
+
+Prepared = npt.NDArray[np.float32] | InputError
+
+
+def default_workers() -> int:
+    """One thread for each processor this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prefetch(
+    images: ImageSet, preprocessing: Preprocessing, workers: int, window: int
+) -> Iterator[tuple[int, Prepared]]:
+    """Yield each index with its array ``[3, h, w]``, or with the InputError that says why there is none, in order.
+
+    At most ``window`` images are in memory, whatever the size of the set. Pillow and numpy let go of the interpreter
+    while they work, so ``workers`` threads keep as many cores busy also while the caller runs a model.
+    """
+
+    def prepare(index: int) -> Prepared:
+        try:
+            return _prepare(images, preprocessing, index)
+        except InputError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        todo = iter(range(len(images)))
+        pending: deque[tuple[int, Future[Prepared]]] = deque()
+        for index in todo:
+            pending.append((index, pool.submit(prepare, index)))
+            if len(pending) >= window:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare(images: ImageSet, preprocessing: Preprocessing, index: int) -> npt.NDArray[np.float32]:
+    image = images.load(index)
+    try:
+        return preprocessing.apply(image)
+    except InputError as error:
+        raise InputError(f"{images.sample_ids[index]} in {images.source}: {error}") from error

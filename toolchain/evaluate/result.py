@@ -1,0 +1,177 @@
+"""What an evaluation found: RESULT.json, and RESULT.npz with what a paired comparison needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, final
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, UsageError
+
+FORMAT_VERSION = 1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Per scored image, in the data set's order.
+
+    ``sample_ids`` str ``[n]``; ``labels`` int64 ``[n]``; ``top5`` int32 ``[n, min(5, classes)]``, best first, and
+    ``top5_logits`` float32 of the same shape; ``logits`` float32 ``[n, classes]`` where they were asked for.
+    """
+
+    sample_ids: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    top5: npt.NDArray[np.int32]
+    top5_logits: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32] | None = None
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays that are there, by name: what RESULT.npz holds."""
+        every = (
+            ("sample_ids", self.sample_ids),
+            ("labels", self.labels),
+            ("top5", self.top5),
+            ("top5_logits", self.top5_logits),
+            ("logits", self.logits),
+        )
+        return {name: array for name, array in every if array is not None}
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether the first prediction is the label, ``[n]``."""
+        right: npt.NDArray[np.bool_] = self.top5[:, 0] == self.labels
+        return right
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the arrays, whatever file holds them."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays.items():
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class DatasetRef:
+    """The data set that was asked for: its content id, its size and the hash of its sample ids."""
+
+    id: str
+    n: int
+    sample_ids_sha256: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EvalResult:
+    """One model on one data set.
+
+    ``n`` images were scored; ``skipped`` names the rest of the set, which could not be decoded. ``top1``, ``top5`` and
+    the 95% Wilson interval ``top1_interval`` are percent. ``seconds`` has ``total`` (wall clock, decoding included)
+    and ``predict`` (in the model); ``images_per_second`` is ``n / total``.
+    """
+
+    model: str
+    sha256: str
+    bytes: int
+    dataset: DatasetRef
+    preprocessing_sha256: str
+    n: int
+    top1: float
+    top5: float
+    top1_interval: tuple[float, float]
+    images_per_second: float
+    provider: str
+    environment: dict[str, Any]
+    skipped: tuple[str, ...]
+    label_source: str
+    batch_size: int
+    seconds: dict[str, float]
+    predictions: Predictions
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays as plain JSON values; ``predictions_sha256`` says which arrays belong to it."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "predictions"}
+        return {
+            "format_version": FORMAT_VERSION,
+            **values,
+            "dataset": dict(vars(self.dataset)),
+            "top1_interval": list(self.top1_interval),
+            "skipped": list(self.skipped),
+            "predictions_sha256": self.predictions.sha256,
+        }
+
+    def save(self, path: Path | str, force: bool = False) -> None:
+        """Write RESULT.json and, beside it, RESULT.npz; each appears whole, the json last.
+
+        Raises as ``check_result_path`` does, and InputError when they cannot be written.
+        """
+        path = check_result_path(path, force)
+        arrays = path.with_suffix(".npz")
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **self.predictions.arrays)
+            os.replace(temporary, arrays)
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError(
+                f"result {path} could not be written ({error}). Free some space or give a writable path with -o."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read RESULT.json and its RESULT.npz.
+
+        Raises InputError when either is missing or damaged, or when they do not belong together.
+        """
+        path = Path(path)
+        arrays = path.with_suffix(".npz")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version, wanted = values.pop("format_version"), values.pop("predictions_sha256")
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format_version is {version}, wanted {FORMAT_VERSION}")
+            values["dataset"] = DatasetRef(**values["dataset"])
+            values["top1_interval"] = tuple(values["top1_interval"])
+            values["skipped"] = tuple(values["skipped"])
+            with arrays.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                predictions = Predictions(**{name: archive[name] for name in archive.files})
+            result = cls(**values, predictions=predictions)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} with {arrays.name} beside it is not a result of `fimaq-tool evaluate -o` ({error}). "
+                "Evaluate the model again."
+            ) from error
+        if predictions.sha256 != wanted:
+            raise InputError(f"{arrays} does not belong to {path}: its hash is another. Evaluate the model again.")
+        return result
+
+
+def check_result_path(path: Path | str, force: bool) -> Path:
+    """The path a result may be saved to; call it before the work, too.
+
+    Raises UsageError for a name that does not end in .json, InputError where something exists and ``force`` is off.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise UsageError(f"result {path} does not end in .json; RESULT.npz is written beside it. Correct -o.")
+    for file in (path, path.with_suffix(".npz")):
+        if file.exists() and not force:
+            raise InputError(f"{file} exists. Give another -o, or --force to replace it.")
+    return path

@@ -1,0 +1,107 @@
+"""Passes that give layers a shape integer kernels accept, while they are still single ``fimaq::`` operators."""
+
+from __future__ import annotations
+
+from typing import final
+
+import onnx_ir as ir
+
+from .emit import Emitter
+from .ops import DOMAIN, ConvOp, read_op
+
+
+@final
+class PatchesToLinear(ir.passes.InPlacePass):
+    """A convolution whose kernel is its stride becomes a QLinear over patches: ONNX Runtime's Conv stays float.
+
+    The same codes multiply the same codes; only the order of the sum is the product's.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every such QConv."""
+        changed = False
+        for node in model.graph:
+            if node.domain == DOMAIN and node.op_type == "QConv":
+                op = read_op(node)
+                if isinstance(op, ConvOp) and _is_patches(op):
+                    _rewrite_patches(model.graph, node, op)
+                    changed = True
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _is_patches(op: ConvOp) -> bool:
+    kernel, shape = op.weight.codes.shape[2:], op.x.value.shape
+    scalar = op.x.scale.size == op.x.zero_point.size == 1
+    plain = op.stride == kernel and op.padding == (0, 0) and op.dilation == (1, 1) and op.groups == 1
+    return (
+        plain
+        and scalar
+        and shape is not None
+        and all(isinstance(n, int) and n % k == 0 for n, k in zip(list(shape)[2:], kernel, strict=True))
+    )
+
+
+def _rewrite_patches(graph: ir.Graph, node: ir.Node, op: ConvOp) -> None:
+    """``[b, i, y kh, x kw] -> [b, y, x, i kh kw] -> QLinear -> [b, y, x, o] -> [b, o, y, x]``."""
+    emit = Emitter(graph, op.layer)
+    image, codes, scale, zero_point, *rest = node.inputs
+    assert image is not None and image.shape is not None
+    batch, *size = image.shape
+    o, i, kh, kw = op.weight.codes.shape
+    y, x = (int(n) // k for n, k in zip(size[1:], (kh, kw), strict=True))
+    patches = emit.op("Reshape", [image, emit.indices([0, i, y, kh, x, kw])], "patches")
+    patches = emit.op("Transpose", [patches], "patches", perm=[0, 2, 4, 1, 3, 5])
+    patches = emit.op("Reshape", [patches, emit.indices([0, y, x, i * kh * kw])], "patches")
+    weight = [
+        emit.constant(f"{op.weight.name}.patches", op.weight.codes.reshape(o, -1), ir.DataType.UINT8),
+        emit.constant(f"{op.weight.name}.patches.scale", op.weight.scale, ir.DataType.FLOAT),
+        emit.constant(f"{op.weight.name}.patches.zero_point", op.weight.zero_point, ir.DataType.FLOAT),
+    ]
+    product = emit.layer_op("QLinear", node, [patches, *weight, *rest], ir.Shape([batch, y, x, o]))
+    readers = _flattened_to_tokens(node, [o, y * x])
+    if readers:
+        tokens = emit.op("Reshape", [product, emit.indices([0, y * x, o])], "tokens")
+        emit.replace([*readers, node], tokens)
+    else:
+        emit.replace([node], emit.op("Transpose", [product], "patches", perm=[0, 3, 1, 2]))
+
+
+def _flattened_to_tokens(node: ir.Node, shape: list[int]) -> list[ir.Node]:
+    """The ``flatten(2).transpose(1, 2)`` that alone reads the node's output, last first; nothing if that is not so."""
+    flatten = _only_reader(node)
+    transpose = None if flatten is None else _only_reader(flatten)
+    if flatten is None or transpose is None or (flatten.op_type, transpose.op_type) != ("Reshape", "Transpose"):
+        return []
+    flat = flatten.outputs[0].shape
+    fits = flat is not None and list(flat)[1:] == shape and list(transpose.attributes["perm"].value) == [0, 2, 1]
+    return [transpose, flatten] if fits else []
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    (output,) = node.outputs
+    readers = list(output.uses())
+    return readers[0].node if len(readers) == 1 and not output.is_graph_output() else None
+
+
+@final
+class KeepOffGemm(ir.passes.InPlacePass):
+    """A QLinear on ``[b, i]`` gets a token axis: ONNX Runtime turns MatMul + Add on matrices into a float Gemm."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Surround every such QLinear by Unsqueeze and Squeeze."""
+        changed = False
+        for node in model.graph:
+            x, y = (node.inputs[0], node.outputs[0]) if node.op_type == "QLinear" else (None, None)
+            if x is None or y is None or x.shape is None or y.shape is None or len(x.shape) != 2:
+                continue
+            emit = Emitter(model.graph, str(node.attributes["layer"].value))
+            axis = emit.indices([1])
+            tokens = emit.op("Unsqueeze", [x, axis], "tokens")
+            tokens.shape = ir.Shape([x.shape[0], 1, x.shape[1]])
+            tokens.type = x.type
+            product = emit.layer_op(
+                "QLinear", node, [tokens, *node.inputs[1:]], ir.Shape([y.shape[0], 1, y.shape[1]])
+            )
+            emit.replace([node], emit.op("Squeeze", [product, axis], "tokens"))
+            changed = True
+        return ir.passes.PassResult(model, modified=changed)

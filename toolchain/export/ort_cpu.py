@@ -1,0 +1,72 @@
+"""Target ``ort-cpu``: ONNX Runtime's integer kernels on a CPU.
+
+DequantizeLinear, MatMul, DequantizeLinear becomes MatMulIntegerToFloat. Codes are 8-bit integers whatever their bits,
+since 4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 and cast, which ONNX Runtime
+does once when it loads the file. The left operand is unsigned; the right one signed, which is twice as fast as
+unsigned where a CPU has VNNI (see docs/onnx-runtime.md), as long as that is exact on a CPU without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import onnx_ir as ir
+
+from .activations import Container
+from .integer_shapes import KeepOffGemm, PatchesToLinear
+from .layout import SliceBeforeTranspose
+from .qdq import LowerToQdq
+
+UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))
+
+INT16_MAX = 2**15 - 1
+
+
+def signed_is_exact(left_bits: int, right_bits: int) -> bool:
+    """Whether unsigned x signed products of these codes are exact on every CPU.
+
+    Before VNNI, x86 adds two neighbouring products in 16 bits and saturates: ``2 (2^left - 1) 2^(right - 1)`` must fit.
+    Only 8 bits on both sides do not.
+    """
+    return 2 * (2**left_bits - 1) * 2 ** (right_bits - 1) <= INT16_MAX
+
+
+@final
+class _Containers:
+    def left(self, bits: int) -> Container:
+        """Always uint8."""
+        return UINT8
+
+    def right(self, bits: int, left_bits: int | None) -> Container:
+        """int8 where exact, else uint8."""
+        return INT8 if left_bits is not None and signed_is_exact(left_bits, bits) else UINT8
+
+    def weight(self, bits: int, left_bits: int | None) -> Container:
+        """The same."""
+        return self.right(bits, left_bits)
+
+    def stored_weight(self, bits: int, read: Container) -> Container:
+        """Four bits an element where they suffice."""
+        if bits > 4:
+            return read
+        return INT4 if read == INT8 else Container(ir.DataType.UINT4)
+
+
+@final
+@dataclass(frozen=True)
+class OrtCpu:
+    """Integer kernels of ONNX Runtime on a CPU."""
+
+    name: str = "ort-cpu"
+    default_opset: int = 21
+
+    def passes(self) -> Sequence[ir.passes.PassBase]:
+        """Shapes first, then Q/DQ."""
+        return [
+            SliceBeforeTranspose(),
+            PatchesToLinear(),
+            KeepOffGemm(),
+            LowerToQdq(_Containers(), before_layout=True),
+        ]

@@ -1,0 +1,125 @@
+"""Models by name: the float model with its preprocessing and classes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import timm
+import torch
+from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.layers import set_fused_attn, use_fused_attn
+from torch import nn
+
+from .data.demo_set import DEMO_MODELS
+from .errors import InputError
+from .preprocess import Preprocessing
+from .weights import load_into, read_state_dict, state_dict_sha256
+
+IMAGENET_CLASSES = 1000
+
+
+@final
+@dataclass(frozen=True)
+class FloatModel:
+    """A timm model in evaluation mode, and what belongs to it.
+
+    ``classes`` is ``{"wnids": [...] | None, "names": [...]}`` in logit order; ``kwargs`` rebuild the architecture.
+    """
+
+    name: str
+    timm_name: str
+    module: nn.Module
+    input_size: tuple[int, int, int]
+    preprocessing: Preprocessing
+    classes: dict[str, Any]
+    kwargs: dict[str, Any]
+    weights_sha256: str
+
+
+def load_float(name: str, weights: Path | None = None) -> FloatModel:
+    """A bundled demo model, or any timm model with weights from ``weights`` or from its hub.
+
+    Raises InputError for an unknown name (naming near ones), weights that do not fit, and a hub that cannot be reached.
+    """
+    demo = DEMO_MODELS.get(name)
+    timm_name = demo.timm_name if demo else name
+    kwargs = dict(demo.kwargs) if demo else {}
+    if demo and weights is None:
+        weights = demo.weights
+    module = _create(timm_name, kwargs, demo.pretrained_cfg if demo else None, pretrained=weights is None)
+    if weights is not None:
+        load_into(module, read_state_dict(weights), f"weights file {weights}")
+    return _describe(name, timm_name, module, kwargs)
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The untrained architecture that a manifest's ``model`` table describes."""
+    demo = DEMO_MODELS.get(description["name"])
+    overlay = demo.pretrained_cfg if demo else None
+    return _create(description["timm_name"], dict(description["kwargs"]), overlay, pretrained=False)
+
+
+def _create(timm_name: str, kwargs: dict[str, Any], overlay: dict[str, Any] | None, *, pretrained: bool) -> nn.Module:
+    bare = timm_name.split(".")[0].removeprefix("hf-hub:").removeprefix("hf_hub:")
+    if ":" not in timm_name and not timm.is_model(bare):
+        near = difflib.get_close_matches(bare, [*timm.list_models(), *DEMO_MODELS], n=3, cutoff=0.5)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise InputError(f"unknown model {timm_name!r}: wanted a timm model name or one of {', '.join(DEMO_MODELS)}.{hint}")
+    with _fused_attention():
+        try:
+            return timm.create_model(timm_name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs).eval()
+        except Exception as error:  # the hub client raises many kinds; each means that the weights did not come
+            if not pretrained:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(
+                f"pretrained weights of {timm_name!r} could not be fetched from the hub ({reason}). "
+                "Check the network, or give a local file: --weights FILE.safetensors."
+            ) from error
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """timm decides at construction whether attention is one fused call, which is what QuantAttention intercepts."""
+    before = use_fused_attn(), use_fused_attn(experimental=True)
+    set_fused_attn(enable=True, experimental=True)
+    try:
+        yield
+    finally:
+        set_fused_attn(enable=before[0], experimental=before[1])
+
+
+def _describe(name: str, timm_name: str, module: nn.Module, kwargs: dict[str, Any]) -> FloatModel:
+    config = resolve_model_data_config(module)
+    size = tuple(int(side) for side in config["input_size"])
+    return FloatModel(
+        name=name,
+        timm_name=timm_name,
+        module=module,
+        input_size=(size[0], size[1], size[2]),
+        preprocessing=Preprocessing.from_timm(config),
+        classes=_classes(module, size),
+        kwargs=kwargs,
+        weights_sha256=state_dict_sha256(module),
+    )
+
+
+def _classes(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
+    """Class names in logit order: the config's own, ImageNet-1k's, else plain indices."""
+    with torch.no_grad():
+        count = module(torch.zeros(2, *size)).shape[-1]
+    names = module.pretrained_cfg.get("label_names")
+    if names and len(names) == count:
+        return {"wnids": None, "names": [str(name) for name in names]}
+    if count == IMAGENET_CLASSES:
+        info = ImageNetInfo()
+        return {
+            "wnids": list(info.label_names()),
+            "names": [info.index_to_description(index) for index in range(count)],
+        }
+    return {"wnids": None, "names": [str(index) for index in range(count)]}

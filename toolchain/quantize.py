@@ -1,0 +1,178 @@
+"""From a float model and images to a run folder: the main job."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .artifact import Artifact, check_destination
+from .augment import random_resized_crop
+from .calibrate import calibrate
+from .data import ImageSet, calibration_sample, open_dataset
+from .environment import environment
+from .errors import EnvironmentProblem, InputError
+from .families import QuantModel, wrap
+from .model import FloatModel, load_float
+from .preprocess import Preprocessing
+from .progress import NullProgress, Progress
+from .recipe import Recipe
+from .reconstruct import reconstruct
+from .run_folder import layer_rows, run_tensors
+from .runtime import usable_cores
+
+LOG = "log.jsonl"
+
+
+@final
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """What ``fimaq-tool quantize`` was asked for."""
+
+    model: str
+    data: str
+    out: Path
+    recipe: Recipe
+    weights: Path | None = None
+    device: str = "auto"
+    force: bool = False
+    labels: Path | None = None
+
+
+def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Quantize and write the run folder; returns the JSON object of the command line.
+
+    Raises InputError for a model, weights, data folder or output that cannot be used, and EnvironmentProblem for a
+    device that is not there; then nothing is written.
+    """
+    progress = progress or NullProgress()
+    began = time.monotonic()
+    recipe = request.recipe
+    check_destination(request.out, request.force)
+    device = pick_device(request.device)
+    loaded = load_float(request.model, request.weights)
+    images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
+    images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
+    model = wrap(loaded.module.to(device), loaded.input_size)
+    arrays = load_images(images, loaded.preprocessing, recipe, progress).to(device)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        seconds, blocks = _run(model, arrays, recipe, progress, log, began)
+        log.seek(0)
+        manifest = _manifest(request, loaded, model, images, blocks, seconds, str(device))
+        artifact = Artifact(manifest, run_tensors(model)).save(request.out, request.force, {LOG: log.read().encode()})
+    return {
+        "run": str(request.out),
+        "model": request.model,
+        "wbits": recipe.weights.bits,
+        "abits": recipe.activations.bits,
+        "fisher": recipe.fisher.kind,
+        "seed": recipe.seed,
+        "seconds": seconds,
+        "blocks": [{key: row[key] for key in ("name", "loss_first", "loss_last", "seconds")} for row in blocks],
+        "sha256": artifact.manifest["sha256"],
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes the first CUDA device if there is one. Raises EnvironmentProblem for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"device {name} was asked for and torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Use --device cpu, or install a torch build and driver that match the GPU."
+        )
+    return device
+
+
+def load_images(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, progress: Progress) -> Tensor:
+    """Calibration images as float32 ``[n, 3, h, w]``, augmented if the recipe says so, decoded on all cores."""
+
+    def one(index: int) -> np.ndarray:
+        image = images.load(index)
+        if recipe.calibrate.augment == "train":
+            crop = random_resized_crop(image, preprocessing, recipe.seed, images.sample_ids[index])
+            return preprocessing.normalize(crop)
+        return preprocessing.apply(image)
+
+    out = np.empty((len(images), 3, preprocessing.height, preprocessing.width), np.float32)
+    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("load images", len(images)) as task:
+        for row, array in enumerate(pool.map(one, range(len(images)))):
+            out[row] = array
+            task.advance()
+    return torch.from_numpy(out)
+
+
+def _wanted_images(recipe: Recipe) -> int:
+    if recipe.reconstruct.iterations == 0:
+        return recipe.calibrate.samples
+    return max(recipe.calibrate.samples, recipe.reconstruct.samples, recipe.fisher.samples)
+
+
+def _run(
+    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, file: IO[str], began: float
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Calibrate and reconstruct; returns seconds by part and a row per block."""
+    log: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), file=file)
+    start = time.monotonic()
+    calibrate(model, images[: recipe.calibrate.samples], recipe, progress)
+    middle = time.monotonic()
+    blocks = reconstruct(model, images[: recipe.reconstruct.samples], recipe, progress, log)
+    end = time.monotonic()
+    _check_finite(model)
+    seconds = {"calibrate": middle - start, "reconstruct": end - middle, "total": end - began}
+    return {name: round(value, 3) for name, value in seconds.items()}, blocks
+
+
+def _check_finite(model: QuantModel) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"quantization gave NaN or infinity in {name}. Lower the recipe's learning rates, or check the images."
+            )
+
+
+def _manifest(
+    request: QuantizeRequest,
+    loaded: FloatModel,
+    model: QuantModel,
+    images: ImageSet,
+    blocks: list[dict[str, Any]],
+    seconds: dict[str, float],
+    device: str,
+) -> dict[str, Any]:
+    return {
+        "model": {
+            "name": loaded.name,
+            "timm_name": loaded.timm_name,
+            "family": model.family,
+            "num_classes": len(loaded.classes["names"]),
+            "input_size": list(loaded.input_size),
+            "kwargs": loaded.kwargs,
+            "weights_sha256": loaded.weights_sha256,
+        },
+        "preprocessing": json.loads(loaded.preprocessing.to_json()),
+        "classes": loaded.classes,
+        "recipe": request.recipe.to_dict(),
+        "layers": layer_rows(model),
+        "blocks": blocks,
+        "calibration": {
+            "source": str(Path(request.data).resolve()) if Path(request.data).exists() else request.data,
+            "dataset_id": images.id,
+            "sample_ids": list(images.sample_ids),
+            "sample_ids_sha256": images.sample_ids_sha256,
+        },
+        "seconds": seconds,
+        "device": device,
+        "environment": environment(),
+    }

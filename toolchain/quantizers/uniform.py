@@ -1,0 +1,76 @@
+"""Uniform affine fake-quantization with a learnable scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ..spec import QuantSpec
+from .base import Quantizer
+
+
+def encode(x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
+    """``clamp(round(x / scale) + zero_point, 0, qmax)`` as floats: ONNX QuantizeLinear, exactly.
+
+    True division and round-half-even; ``torch.fake_quantize_*`` multiplies by the reciprocal and
+    differs on ties.
+    """
+    return torch.clamp(torch.round(x / scale) + zero_point, 0, qmax)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Straight-through rounding; the scale's gradient is that of LSQ (arXiv:1902.08153, eq. 3).
+
+    Where ``keep`` is true the element passes through unquantized (QDrop, arXiv:2203.05740).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point, keep)
+        ctx.qmax = qmax
+        y = (x / scale).round_()
+        y.clamp_(-zero_point, qmax - zero_point).mul_(scale)
+        return y if keep is None else torch.where(keep, x, y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it loosely
+        x, scale, zero_point, keep = ctx.saved_tensors
+        ratio = x / scale
+        rounded = ratio.round()
+        clipped = rounded.clamp(-zero_point, ctx.qmax - zero_point)
+        inside = rounded == clipped
+        grad_x = grad * (inside if keep is None else inside | keep)
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            by_scale = clipped.sub_(ratio.mul_(inside)).mul_(grad)
+            if keep is not None:
+                by_scale.mul_(~keep)
+            grad_scale = by_scale.sum_to_size(scale.shape)
+        return grad_x, grad_scale, None, None, None
+
+
+class UniformQuantizer(Quantizer):
+    """``value = (clamp(round(x / scale) + zero_point, 0, qmax) - zero_point) * scale``.
+
+    ``scale`` is a parameter that reconstruction may learn; zero points stay fixed. Both broadcast
+    against the input (shapes: see ``spec.Granularity``).
+    """
+
+    def __init__(self, spec: QuantSpec, scale: Float[Tensor, "..."], zero_point: Float[Tensor, "..."]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.scale = nn.Parameter(scale.clone(), requires_grad=False)
+        self.register_buffer("zero_point", zero_point.clone())
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Fake-quantize ``x``; elements where the boolean ``keep`` is true are left as they are."""
+        return _FakeQuantize.apply(x, self.scale, self.zero_point, self.spec.qmax, keep)
+
+    def to_codes(self, x: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+        """Codes of ``x`` on this grid."""
+        return encode(x, self.scale, self.zero_point, self.spec.qmax).to(torch.uint8)

@@ -1,0 +1,125 @@
+"""Reconstruction of one block: learned rounding and activation scales against its float output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nn import QuantLayer, QuantMatMul, quantizer_slots
+from ..progress import Task
+from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, random_mask, without_drop
+from ..recipe import Recipe
+from .cache import BlockCache
+from .objective import Objective
+from .schedule import rounding_beta
+from .streams import seed_at
+
+LOG_EVERY = 50
+"""Steps between two log lines."""
+
+
+def reconstruct_block(
+    name: str,
+    module: Callable[[Tensor], Tensor],
+    layers: dict[str, QuantLayer],
+    cache: BlockCache,
+    objective: Objective,
+    recipe: Recipe,
+    log: Callable[[dict[str, Any]], None],
+    task: Task,
+) -> tuple[float, float]:
+    """Learn the block's weight rounding and activation scales; afterwards its weights are stored codes.
+
+    Returns the mean loss over the first and over the last tenth of the steps. Each step reads a batch whose input mixes
+    the quantized and the float prefix element by element, with each activation element inside left float at random
+    (QDrop). Adam throughout; scales follow a cosine to 0; zero points stay.
+    """
+    config = recipe.reconstruct
+    device = cache.target.device
+    generator = torch.Generator(device)
+    with _learning(layers, config.drop_inside, generator) as (weights, drops):
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam([w.alpha for w in weights], lr=config.alpha_lr)]
+        schedules = []
+        if config.scale_lr > 0:
+            optimizers.append(torch.optim.Adam([drop.quantizer.scale for drop in drops], lr=config.scale_lr))
+            schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=config.iterations))
+        losses = torch.zeros(config.iterations, device=device)
+        for step in range(config.iterations):
+            with without_drop(drops):
+                note = objective.before_step(step, module, cache)
+            if note is not None:
+                log({"event": "fallback", "block": name, "step": step, "reason": note})
+            seed_at(generator, recipe.seed, name, step)
+            loss = objective.loss(*_batch(module, cache, config.batch_size, config.drop_input, generator))
+            losses[step] = loss.detach()
+            beta = rounding_beta(step, config)
+            if beta is not None and config.round_weight > 0:
+                loss = loss + config.round_weight * torch.stack([w.regularizer(beta) for w in weights]).sum()
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for stepper in (*optimizers, *schedules):
+                stepper.step()
+            task.advance(1, block=name)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
+                log({"event": "step", "block": name, "step": step + 1, "loss": float(losses[step]), "beta": beta})
+    tenth = max(1, config.iterations // 10)
+    return float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+
+
+def _batch(
+    module: Callable[[Tensor], Tensor], cache: BlockCache, size: int, drop_input: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, target and image numbers of one random batch with its inputs mixed."""
+    device = cache.target.device
+    batch = torch.randint(len(cache.target), (size,), device=device, generator=generator)
+    clean = cache.clean_in[batch]
+    x = torch.where(random_mask(clean.shape, drop_input, generator), cache.quant_in[batch], clean)
+    return module(x), cache.target[batch], batch
+
+
+@contextmanager
+def _learning(
+    layers: dict[str, QuantLayer], drop: float, generator: torch.Generator
+) -> Iterator[tuple[list[AdaRoundWeight], list[DropQuantizer]]]:
+    """Put learnable quantizers into the layers; on leaving, weights become codes and scales stay as learned."""
+    weights: list[AdaRoundWeight] = []
+    drops: list[DropQuantizer] = []
+    for layer in layers.values():
+        for slot in quantizer_slots(layer):
+            quantizer = getattr(layer, slot)
+            if slot == "weight_quantizer":
+                assert not isinstance(layer, QuantMatMul) and layer.weight is not None
+                rounding = AdaRoundWeight(quantizer.spec, layer.weight, quantizer.scale.detach(), quantizer.zero_point)
+                weights.append(rounding)
+                layer.weight_quantizer = rounding
+            else:
+                quantizer.scale.requires_grad_(True)
+                drops.append(DropQuantizer(quantizer, drop, generator))
+                setattr(layer, slot, drops[-1])
+    try:
+        yield weights, drops
+    finally:
+        for layer in layers.values():
+            for slot in quantizer_slots(layer):
+                quantizer = getattr(layer, slot)
+                if isinstance(quantizer, AdaRoundWeight):
+                    codes = CodedWeight(quantizer.spec, quantizer.harden(), quantizer.scale, quantizer.zero_point)
+                    setattr(layer, slot, codes)
+                elif isinstance(quantizer, DropQuantizer):
+                    quantizer.quantizer.scale.requires_grad_(False)
+                    setattr(layer, slot, quantizer.quantizer)
+
+
+def round_to_nearest(layers: dict[str, QuantLayer]) -> None:
+    """Turn calibrated weights into the codes nearest to them."""
+    for layer in layers.values():
+        if not isinstance(layer, QuantMatMul):
+            quantizer = layer.weight_quantizer
+            assert isinstance(quantizer, UniformQuantizer) and layer.weight is not None
+            codes = quantizer.to_codes(layer.weight.detach())
+            layer.weight_quantizer = CodedWeight(quantizer.spec, codes, quantizer.scale, quantizer.zero_point)

@@ -1,0 +1,67 @@
+"""What a block's output is held to: a Fisher approximation, or the KL divergence itself at the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..fisher import kl_divergence, make_fisher
+from ..recipe import Recipe
+from .cache import BlockCache
+from .probe import probe
+from .schedule import probe_steps
+
+
+class Objective(Protocol):
+    """A loss at a block's output, with whatever it has to look at in between."""
+
+    def before_step(self, step: int, block: Callable[[Tensor], Tensor], cache: BlockCache) -> str | None:
+        """Called before each step with the block as quantized now; returns something worth logging, or None."""
+
+    def loss(self, output: Tensor, target: Tensor, batch: Tensor) -> Tensor:
+        """Scalar loss of a batch; ``batch`` holds the images' numbers in the cache."""
+
+
+@final
+class HeadObjective:
+    """``mean KL(p || q)`` on the logits, in nats."""
+
+    def before_step(self, step: int, block: Callable[[Tensor], Tensor], cache: BlockCache) -> str | None:
+        """Nothing to prepare."""
+        return None
+
+    def loss(self, output: Float[Tensor, "b classes"], target: Float[Tensor, "b classes"], batch: Tensor) -> Tensor:
+        """KL divergence of the quantized head from the float one."""
+        return kl_divergence(target, output, temperature=1.0).mean()
+
+
+@final
+class FisherObjective:
+    """The recipe's Fisher approximation at a block's output, probed on the first ``len(logits)`` cached images.
+
+    ``tail`` is the float network after the block; ``logits`` the float model's for those images.
+    """
+
+    def __init__(self, recipe: Recipe, tail: Callable[[Tensor], Tensor], logits: Float[Tensor, "n classes"]) -> None:
+        self.temperature = recipe.fisher.temperature
+        self.tail = tail
+        self.logits = logits
+        self.fisher = make_fisher(recipe.fisher.kind, p1=recipe.fisher.p1, p2=recipe.fisher.p2)
+        self.steps = set(probe_steps(recipe.fisher, self.fisher.needs_probes, recipe.reconstruct.iterations))
+
+    def before_step(self, step: int, block: Callable[[Tensor], Tensor], cache: BlockCache) -> str | None:
+        """Take a probe if one is due; returns the approximation's fallback, if it had to use one."""
+        if step not in self.steps:
+            return None
+        n = len(self.logits)
+        error, gradient = probe(block, self.tail, cache.clean_in[:n], cache.target[:n], self.logits, self.temperature)
+        self.fisher.update(error, gradient, torch.arange(n, device=error.device))
+        return self.fisher.fallback
+
+    def loss(self, output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], batch: Tensor) -> Tensor:
+        """The normalised quadratic form of the output error."""
+        return self.fisher.loss((output - target).flatten(1), batch)

@@ -1,0 +1,40 @@
+"""A Fisher probe: error and KL gradient at a block's output (method notes, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..fisher import kl_divergence
+
+CHUNK = 32
+"""Images a forward and backward through the rest of the network."""
+
+
+def probe(
+    block: Callable[[Tensor], Tensor],
+    tail: Callable[[Tensor], Tensor],
+    clean_in: Float[Tensor, "n ..."],
+    target: Float[Tensor, "n ..."],
+    logits: Float[Tensor, "n classes"],
+    temperature: float,
+) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n a"]]:
+    """Error ``e_n = z_q - z`` and gradient ``g_n = d KL(p || q) / d z_q`` for each image.
+
+    ``block`` is the block as quantized now, fed with its float input; ``tail`` is the float network after it (only that
+    part runs); ``logits`` are the float model's for the same images.
+    """
+    errors, gradients = [], []
+    for x, z, p in zip(clean_in.split(CHUNK), target.split(CHUNK), logits.split(CHUNK), strict=True):
+        with torch.no_grad():
+            quantized = block(x)
+        leaf = quantized.detach().requires_grad_()
+        with torch.enable_grad():
+            divergence = kl_divergence(p, tail(leaf), temperature).sum()
+        (gradient,) = torch.autograd.grad(divergence, leaf)
+        errors.append((quantized - z).flatten(1))
+        gradients.append(gradient.flatten(1))
+    return torch.cat(errors), torch.cat(gradients)

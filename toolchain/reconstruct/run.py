@@ -1,0 +1,82 @@
+"""Reconstruction of a whole model, block by block in network order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibrate import run_block
+from ..families import Block, QuantModel
+from ..nn import float_layers
+from ..progress import Progress
+from ..recipe import Recipe
+from .block import reconstruct_block, round_to_nearest
+from .cache import BlockCache
+from .objective import FisherObjective, HeadObjective, Objective
+
+
+def reconstruct(
+    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, log: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
+
+    ``images`` is ``[n, 3, h, w]``, preprocessed; Fisher probes use the first ``recipe.fisher.samples`` of them. Three
+    caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth; a
+    probe runs only the blocks behind its own. With 0 iterations weights are rounded to nearest.
+    """
+    if recipe.reconstruct.iterations == 0:
+        round_to_nearest({name: layer for name, layer in model.layers.items()})
+        return [_row(block, None, None, 0.0) for block in model.blocks]
+    rows = []
+    logits = _float_logits(model, images[: recipe.fisher.samples])
+    clean, quant = images, images
+    with progress.task("reconstruct", len(model.blocks) * recipe.reconstruct.iterations) as task:
+        for number, block in enumerate(model.blocks):
+            began = time.monotonic()
+            layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+            with float_layers(layers.values()):
+                cache = BlockCache(clean, quant, run_block(block, clean))
+            objective: Objective = (
+                HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
+            )
+            first, last = reconstruct_block(block.name, block.module, layers, cache, objective, recipe, log, task)
+            clean, quant = cache.target, run_block(block, quant)
+            rows.append(_row(block, first, last, time.monotonic() - began))
+            log({"event": "block", **rows[-1]})
+    return rows
+
+
+def _float_logits(model: QuantModel, images: Tensor) -> Tensor:
+    with float_layers(model.layers.values()):
+        x = images
+        for block in model.blocks:
+            x = run_block(block, x)
+        return x
+
+
+def _tail(model: QuantModel, number: int) -> Callable[[Tensor], Tensor]:
+    """The float network after block ``number``: block output to logits."""
+    blocks = model.blocks[number + 1 :]
+    layers = [model.layers[name] for block in blocks for name in model.block_layers[block.name]]
+
+    def run(x: Tensor) -> Tensor:
+        with float_layers(layers):
+            for block in blocks:
+                x = block.module(x)
+        return x
+
+    return run
+
+
+def _row(block: Block, first: float | None, last: float | None, seconds: float) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "kind": block.kind,
+        "loss_first": first,
+        "loss_last": last,
+        "seconds": round(seconds, 3),
+    }
