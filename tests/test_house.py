@@ -159,14 +159,21 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
 
 
 def test_every_ignore_names_its_rule_and_gives_a_reason() -> None:
-    # ``# noqa: RULE  reason`` or ``# type: ignore[rule]  # reason``
+    # ``# noqa: RULE  reason`` or ``# type: ignore[rule]  # reason``; one reason serves a file's later ones of that rule.
     mark = re.compile(r"#\s*(?:noqa|type:\s*ignore)")
-    reasoned = re.compile(r"#\s*(?:noqa: [A-Z]+\d+(?:, ?[A-Z]+\d+)*|type: ignore\[[\w, -]+\])\W+\w+")
+    named = re.compile(r"#\s*(?:noqa: ([A-Z]+\d+(?:, ?[A-Z]+\d+)*)|type: ignore\[([\w, -]+)\])(\W+\w+)?")
     found = []
     for path in project_files():
         if path.suffix != ".py" or path == Path(__file__).resolve():
             continue
+        reasoned = set()
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            if mark.search(line) and not reasoned.search(line):
+            if not mark.search(line):
+                continue
+            match = named.search(line)
+            rules = match and (match[1] or match[2])
+            if match and match[3]:
+                reasoned.add(rules)
+            if rules not in reasoned:
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert found == []

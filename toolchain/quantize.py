@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .allocator import keep_freed_memory
 from .artifact import Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
@@ -56,6 +57,7 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
     """
     progress = progress or NullProgress()
     began = time.monotonic()
+    keep_freed_memory()
     recipe = request.recipe
     check_destination(request.out, request.force)
     device = pick_device(request.device)

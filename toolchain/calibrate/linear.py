@@ -43,7 +43,7 @@ def search_linear(
     """Grids of the weight (per output channel) and of the input (per tensor).
 
     Weights start from their own error, inputs from ``start`` (or their own error); then ``rounds`` rounds alternate
-    between input and weight, each judged by the layer's output error given the other.
+    between input and weight, each judged by the layer's output error given the other, and end early when nothing moves.
     """
     options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax)
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -53,9 +53,13 @@ def search_linear(
     if start is not None:
         input_grids.append(start)
     few = rows[:: max(1, len(rows) // INPUT_ROWS)]
-    input_grid = input_grids[0]
+    chosen = -1
     for _ in range(rounds):
-        input_grid = _best_input(few, weight, fake_quantize(weight, weight_grid, weight_spec.qmax), input_grids, input_spec.qmax)
+        approximate = fake_quantize(weight, weight_grid, weight_spec.qmax)
+        before, chosen = chosen, _best_input(few, weight, approximate, input_grids, input_spec.qmax)
+        input_grid = input_grids[chosen]
+        if chosen == before:
+            break
         quantized = fake_quantize(rows, input_grid, input_spec.qmax)
         weight_grid = _best_weight(weight, quantized.T @ quantized, quantized.T @ rows, options, weight_spec.qmax)
     return weight_grid, input_grid
@@ -75,8 +79,8 @@ def _best_weight(weight: Tensor, own: Tensor, cross: Tensor, options: Grid, qmax
     return grid
 
 
-def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Grid], qmax: int) -> Grid:
-    """The input grid with the smallest output error ``||Wq xq - W x||^2`` over ``rows``."""
+def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Grid], qmax: int) -> int:
+    """Number of the input grid with the smallest output error ``||Wq xq - W x||^2`` over ``rows``."""
     rest = rows @ (quantized - weight).T
     if weight.shape[0] < weight.shape[1]:
 
@@ -89,7 +93,7 @@ def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Gri
             return ((error @ gram + cross) * error).sum()
 
     costs = torch.stack([cost(fake_quantize(rows, grid, qmax) - rows) for grid in grids])
-    return grids[int(costs.argmin())]
+    return int(costs.argmin())
 
 
 def search_channels(rows: Float[Tensor, "n i"], spec: QuantSpec, candidates: int) -> tuple[Float[Tensor, "i"], Float[Tensor, "i"]]:

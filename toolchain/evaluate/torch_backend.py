@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..artifact import TENSORS, read_manifest
+from ..artifact import TENSORS
 from ..errors import EnvironmentProblem, UsageError
 from ..preprocess import Preprocessing
 
@@ -31,7 +31,7 @@ class TorchPredictor:
         loaded = load_run(Path(run))
         self._model = loaded.model.to(device=self._device, dtype=dtype).eval()
         self.model = str(run)
-        self.sha256: str = read_manifest(Path(run))["sha256"]
+        self.sha256: str = loaded.manifest["sha256"]
         self.bytes = (Path(run) / TENSORS).stat().st_size
         self.provider = f"torch-{device}"
         self.preprocessing: Preprocessing = loaded.preprocessing

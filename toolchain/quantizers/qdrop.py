@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .uniform import UniformQuantizer
 
 
-def random_mask(shape: torch.Size, probability: float, generator: torch.Generator) -> Bool[Tensor, "..."]:
-    """Boolean mask that is true with ``probability``, rounded to a multiple of 1/256.
+def random_mask(shape: torch.Size, probability: float, generator: torch.Generator) -> Float[Tensor, "..."]:
+    """Float mask that is 1 with ``probability`` (else 0), rounded to a multiple of 1/256.
 
     One 64-bit draw serves eight elements: the mask is drawn at every step for every activation, and
     a float draw per element costs several times as much on a CPU.
@@ -21,7 +21,7 @@ def random_mask(shape: torch.Size, probability: float, generator: torch.Generato
     count = shape.numel()
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
-    return (words.view(torch.uint8)[:count] < round(probability * 256)).view(shape)
+    return (words.view(torch.uint8)[:count] < round(probability * 256)).view(shape).to(torch.float32)
 
 
 class DropQuantizer(nn.Module):

@@ -24,34 +24,34 @@ def encode(x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     """Straight-through rounding; the scale's gradient is that of LSQ (arXiv:1902.08153, eq. 3).
 
-    Where ``keep`` is true the element passes through unquantized (QDrop, arXiv:2203.05740).
+    ``keep`` (1 or 0 per element) passes an element through unquantized (QDrop, arXiv:2203.05740). Masks are floats and
+    selections are ``lerp`` (exact at 0 and 1): on a CPU ``where`` takes ten times as long as a multiplication.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor | None
     ) -> Tensor:
+        """Quantize and dequantize."""
         ctx.save_for_backward(x, scale, zero_point, keep)
         ctx.qmax = qmax
-        y = (x / scale).round_()
-        y.clamp_(-zero_point, qmax - zero_point).mul_(scale)
-        return y if keep is None else torch.where(keep, x, y)
+        y = torch.clamp((x / scale).round_(), -zero_point, qmax - zero_point).mul_(scale)
+        return y if keep is None else torch.lerp(y, x, keep)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it loosely
+        """Gradients of ``x`` and ``scale``; the value's ratio to its code is recomputed rather than stored."""
         x, scale, zero_point, keep = ctx.saved_tensors
         ratio = x / scale
         rounded = ratio.round()
-        clipped = rounded.clamp(-zero_point, ctx.qmax - zero_point)
-        inside = rounded == clipped
-        grad_x = grad * (inside if keep is None else inside | keep)
-        grad_scale = None
-        if ctx.needs_input_grad[1]:
-            by_scale = clipped.sub_(ratio.mul_(inside)).mul_(grad)
-            if keep is not None:
-                by_scale.mul_(~keep)
-            grad_scale = by_scale.sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None, None
+        level = torch.clamp(rounded, -zero_point, ctx.qmax - zero_point)
+        inside = torch.eq(rounded, level).to(grad.dtype)
+        passed = inside if keep is None else torch.maximum(inside, keep)
+        if not ctx.needs_input_grad[1]:
+            return grad * passed, None, None, None, None
+        by_scale = torch.addcmul(level, ratio, inside, value=-1)
+        quantized = grad if keep is None else torch.addcmul(grad, grad, keep, value=-1)
+        return grad * passed, by_scale.mul_(quantized).sum_to_size(scale.shape), None, None, None
 
 
 class UniformQuantizer(Quantizer):
@@ -68,7 +68,7 @@ class UniformQuantizer(Quantizer):
         self.register_buffer("zero_point", zero_point.clone())
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Fake-quantize ``x``; elements where the boolean ``keep`` is true are left as they are."""
+        """Fake-quantize ``x``; elements where ``keep`` is 1 (else 0) are left as they are."""
         return _FakeQuantize.apply(x, self.scale, self.zero_point, self.spec.qmax, keep)
 
     def to_codes(self, x: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:

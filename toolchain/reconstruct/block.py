@@ -78,7 +78,7 @@ def _batch(
     device = cache.target.device
     batch = torch.randint(len(cache.target), (size,), device=device, generator=generator)
     clean = cache.clean_in[batch]
-    x = torch.where(random_mask(clean.shape, drop_input, generator), cache.quant_in[batch], clean)
+    x = torch.lerp(clean, cache.quant_in[batch], random_mask(clean.shape, drop_input, generator))
     return module(x), cache.target[batch], batch
 
 

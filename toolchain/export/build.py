@@ -1,0 +1,53 @@
+"""From a torch model to a finished ONNX graph: trace, lower, tidy, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+from torch import nn
+
+from ..errors import UsageError
+from .metadata import Description
+from .target import ExportTarget
+from .tidy import after_lowering, before_lowering
+from .trace import trace, trace_float
+
+OPSETS = range(21, 24)
+"""4-bit types came with 21. torch.onnx writes fused attention from 23 on, which quantized models do not use."""
+
+
+def build_quantized(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    input_size: tuple[int, int, int],
+    target: ExportTarget,
+    opset: int | None,
+    description: Description,
+) -> ir.Model:
+    """The graph of a quantized model for ``target``; ``layers`` are its quantized layers by name."""
+    traced = trace(model, layers, input_size, checked_opset(opset, target.default_opset))
+    return _finish(traced, target.passes(), description)
+
+
+def build_float(
+    model: nn.Module, input_size: tuple[int, int, int], opset: int | None, description: Description
+) -> ir.Model:
+    """The graph of a float model."""
+    return _finish(trace_float(model, input_size, checked_opset(opset, OPSETS.start)), (), description)
+
+
+def checked_opset(opset: int | None, default: int) -> int:
+    """The opset to use; raises UsageError for one that cannot hold the graph."""
+    if opset is None:
+        return default
+    if opset not in OPSETS:
+        raise UsageError(f"--opset is {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}, or none for the target's own.")
+    return opset
+
+
+def _finish(model: ir.Model, passes: Sequence[ir.passes.PassBase], description: Description) -> ir.Model:
+    for step in (*before_lowering(), *passes, *after_lowering()):
+        model = step(model).model
+    description.write_to(model)
+    return model

@@ -1,0 +1,89 @@
+"""What a file must pass before it is written under its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import nn
+
+from ..runtime import open_session, run_session
+from .errors import ExportError
+from .kernels import layer_kernels
+from .parity import SIGNIFICANCE, Agreement, Predict, compare
+from .stored import stored_differences
+
+FLOAT_SNR_DB = 60.0
+"""A float graph computes what torch computes up to the order of sums; 100 dB is usual."""
+
+
+def check_structure(model: onnx.ModelProto) -> None:
+    """onnx.checker in full and strict shape inference; raises ExportError."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX ({str(error).strip().splitlines()[0]}). Nothing was written. "
+            "This is a fault of the exporter: please report it with the model's name."
+        ) from error
+
+
+def check_stored(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], bits: Mapping[str, int]) -> None:
+    """Every code, scale and zero point of the run must be in the file; raises ExportError."""
+    differences = list(stored_differences(model, tensors, bits))
+    if differences:
+        raise ExportError(
+            f"the file would not hold {', '.join(differences[:5])} of the run exactly. Nothing was written. "
+            "This is a fault of the exporter: please report it with the model's name."
+        )
+
+
+def check_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agreement:
+    """The file must agree with ``model`` as the model agrees with itself, optimised and not; raises ExportError.
+
+    Returns how it compares when optimised.
+    """
+    found = compare(model, {"optimised": _runtime(path, True), "not optimised": _runtime(path, False)}, images)
+    for level, agreement in found.items():
+        if agreement.p_value < SIGNIFICANCE:
+            raise ExportError(
+                f"in ONNX Runtime ({level}) the file predicts the torch model's class for "
+                f"{agreement.top1_agreement:.1f}% of {len(images)} images; wanted {agreement.noise_floor:.1f}%, as the "
+                f"torch model agrees with itself in float64 (p = {agreement.p_value:.1g}). Nothing was written. "
+                "Try the other --target, or report this with the model's name."
+            )
+    return found["optimised"]
+
+
+def check_float_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agreement:
+    """A float file's logits must be the model's up to rounding; raises ExportError."""
+    agreement = compare(model, {"optimised": _runtime(path, True)}, images)["optimised"]
+    if agreement.snr_db < FLOAT_SNR_DB:
+        raise ExportError(
+            f"in ONNX Runtime the logits differ from the torch model's (signal to noise {agreement.snr_db:.0f} dB; "
+            f"wanted {FLOAT_SNR_DB:.0f} dB or more). Nothing was written. Report this with the model's name."
+        )
+    return agreement
+
+
+def count_kernels(path: Path) -> dict[str, int]:
+    """How many layers run on integer and on float kernels; raises ExportError where one cannot be found again."""
+    kernels = layer_kernels(path)
+    lost = [name for name, kernel in kernels.items() if kernel == "unknown"]
+    if lost:
+        raise ExportError(f"layers {', '.join(lost[:5])} are not found in the optimised graph. Nothing was written.")
+    counts = Counter(kernels.values())
+    return {"integer": counts["integer"], "float": counts["float"]}
+
+
+def _runtime(path: Path, optimize: bool) -> Predict:
+    session = open_session(path, optimize=optimize)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return run_session(session, {"image": images}, path.name)[0]
+
+    return predict

@@ -1,0 +1,157 @@
+"""``export_run`` and ``export_float``: what the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..artifact import Artifact
+from ..data import ImageSet, calibration_sample, open_dataset
+from ..errors import InputError
+from ..model import load_float
+from ..preprocess import Preprocessing
+from ..run_folder import load_run
+from .build import build_float, build_quantized
+from .check import check_float_parity, check_parity, check_stored, check_structure, count_kernels
+from .metadata import Description
+from .parity import Agreement
+from .targets import find_target
+from .write import check_free, serialize, whole_file
+
+FLOAT_IMAGES = 8
+"""Random images suffice where nothing is rounded to few bits."""
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    target: str = "ort-cpu",
+    opset: int | None = None,
+    force: bool = False,
+    images: int = 64,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write a run folder as a checked ONNX file; return the JSON object of ``fimaq-tool export``.
+
+    Parity is measured on ``images`` of the run's calibration images, or of ``data`` where that is given.
+    Raises InputError for a run, output or data that cannot be used, ExportError where the file would not hold what it
+    promises (then nothing is written), UsageError for an unknown target or opset.
+    """
+    chosen = find_target(target)
+    check_free(out, force)
+    loaded = load_run(run)
+    manifest = loaded.manifest
+    batch = _arrays(_parity_images(manifest, images, data), loaded.preprocessing)
+    described = manifest["model"]
+    description = Description(
+        model=described["name"],
+        weights_sha256=described["weights_sha256"],
+        target=target,
+        preprocessing=loaded.preprocessing,
+        classes=loaded.classes,
+        recipe=manifest["recipe"],
+        layers=manifest["layers"],
+        run_sha256=manifest["sha256"],
+    )
+    size = tuple(described["input_size"])
+    quantized = loaded.model
+    graph = build_quantized(
+        quantized.model, quantized.layers, (size[0], size[1], size[2]), chosen, opset, description
+    )
+    content = serialize(graph).SerializeToString()
+    with whole_file(out, content) as written:
+        proto = onnx.load(written)
+        check_structure(proto)
+        check_stored(proto, Artifact.load(run).tensors, operand_bits(manifest["layers"]))
+        agreement = check_parity(written, quantized, batch)
+        layers = count_kernels(written)
+    return _result(out, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))
+
+
+def export_float(
+    model: str, out: Path, *, weights: Path | None = None, opset: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Write a float model as ONNX with the metadata a quantized one has; return the JSON object of the command.
+
+    Raises as ``export_run`` does. Parity is measured on random images.
+    """
+    check_free(out, force)
+    loaded = load_float(model, weights)
+    description = Description(
+        model=loaded.name,
+        weights_sha256=loaded.weights_sha256,
+        target="float",
+        preprocessing=loaded.preprocessing,
+        classes=loaded.classes,
+    )
+    graph = build_float(loaded.module, loaded.input_size, opset, description)
+    batch = np.random.default_rng(0).standard_normal((FLOAT_IMAGES, *loaded.input_size), dtype=np.float32)
+    with whole_file(out, serialize(graph).SerializeToString()) as written:
+        check_structure(onnx.load(written))
+        agreement = check_float_parity(written, loaded.module, batch)
+    layers = {"integer": 0, "float": 0}
+    return _result(out, "float", graph.opset_imports[""], layers, _parity(agreement, codes_equal=None))
+
+
+def operand_bits(layers: list[Mapping[str, Any]]) -> dict[str, int]:
+    """Bits of every quantized tensor, by the name the run folder gives it."""
+    bits: dict[str, int] = {}
+    for row in layers:
+        if row["op"] == "matmul":
+            bits |= {f"{row['name']}.{side}": row["activation_bits"] for side in ("a", "b")}
+        else:
+            bits |= {f"{row['name']}.weight": row["weight_bits"], f"{row['name']}.input": row["activation_bits"]}
+    return bits
+
+
+def _parity_images(manifest: Mapping[str, Any], count: int, data: str | None) -> ImageSet:
+    """The first ``count`` calibration images, or as many of ``data`` where those are not there."""
+    calibration = manifest["calibration"]
+    source = data or calibration["source"]
+    try:
+        images = open_dataset(source, require_labels=False)
+    except InputError as error:
+        if data is not None:
+            raise
+        raise InputError(
+            f"the run's calibration images are no longer at {source} ({error}). "
+            "Give the images to check parity on: --data DIR."
+        ) from error
+    places = {name: index for index, name in enumerate(images.sample_ids)}
+    wanted = calibration["sample_ids"][:count]
+    if all(name in places for name in wanted):
+        return images.subset(places[name] for name in wanted)
+    return images.subset(calibration_sample(images, min(count, len(images)), seed=0))
+
+
+def _arrays(images: ImageSet, preprocessing: Preprocessing) -> np.ndarray:
+    return np.stack([preprocessing.apply(images.load(index)) for index in range(len(images))])
+
+
+def _parity(agreement: Agreement, codes_equal: bool | None) -> dict[str, Any]:
+    return {
+        "images": len(agreement.agrees),
+        "top1_agreement": agreement.top1_agreement,
+        "noise_floor": agreement.noise_floor,
+        "snr_db": agreement.snr_db,
+        "noise_floor_snr_db": agreement.floor_snr_db,
+        "codes_equal": codes_equal,
+    }
+
+
+def _result(
+    out: Path, target: str, opset: int, layers: dict[str, int], parity: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "onnx": str(out),
+        "target": target,
+        "opset": opset,
+        "bytes": out.stat().st_size,
+        "layers": layers,
+        "parity": parity,
+    }

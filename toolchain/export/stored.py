@@ -1,0 +1,118 @@
+"""Reading quantized layers back from a finished ONNX file, to compare them with the run. No torch.
+
+Nothing is taken from what the exporter remembers: each layer's product is found in the graph, and from its operands
+the way back to codes, scales and zero points is walked, so that wrong wiring is found as well as wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import final
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from .errors import ExportError
+
+PRODUCTS = ("MatMul", "Conv")
+BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Round", "Mul"})
+"""Operators between a quantized tensor's grid and its product."""
+
+
+@final
+class StoredLayers:
+    """The quantized layers of an ONNX model."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {output: node for node in model.graph.node for output in node.output}
+        self._nodes = {node.name: node for node in model.graph.node}
+
+    def weight(self, layer: str, shape: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
+        """Codes (in ``shape``), scales ``[o]`` and zero points ``[o]`` that the layer's product reads."""
+        product = self._product(layer)
+        dequantize = self._producers.get(product.input[1])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            raise ExportError(f"layer {layer!r}: the weight does not come from DequantizeLinear.")
+        source, scale, zero_point = dequantize.input
+        cast = self._producers.get(source)
+        stored = self._constant(source if cast is None else cast.input[0])
+        codes = _unsigned(stored, bits)
+        axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
+        if axis != (1 if product.op_type == "MatMul" else 0):
+            raise ExportError(f"layer {layer!r}: weight scales run along axis {axis}.")
+        return {
+            "codes": (codes.T if product.op_type == "MatMul" else codes).reshape(shape),
+            "scale": self._constant(scale),
+            "zero_point": _unsigned(self._constant(zero_point), bits),
+        }
+
+    def activation(self, layer: str, operand: int, bits: int) -> dict[str, np.ndarray]:
+        """Scale and zero point of the grid that operand 0 or 1 of the layer's product was quantized on."""
+        name = self._product(layer).input[operand]
+        low = high = None
+        while (node := self._producers.get(name)) is not None:
+            match node.op_type:
+                case "QuantizeLinear" if self._constants[node.input[1]].name != "float.1":
+                    zero_point = _unsigned(self._constant(node.input[2]), bits)
+                    return {"scale": self._constant(node.input[1]), "zero_point": zero_point}
+                case "QuantizeLinear":
+                    low = -_unsigned(self._constant(node.input[2]), bits).astype(np.int64)
+                case "Min":
+                    high = self._constant(node.input[1])
+                case "Max":
+                    low = self._constant(node.input[1])
+                    if high is None or not np.array_equal(high - low, np.full_like(low, 2**bits - 1)):
+                        raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
+                case "Div" if low is not None:
+                    return {"scale": self._constant(node.input[1]), "zero_point": (-low).astype(np.uint8)}
+                case other if other not in BETWEEN:
+                    break
+            name = node.input[0]
+        raise ExportError(f"layer {layer!r}: operand {operand} is not quantized in the file.")
+
+    def _product(self, layer: str) -> onnx.NodeProto:
+        for op_type in PRODUCTS:
+            if (node := self._nodes.get(f"{layer}/{op_type}")) is not None:
+                return node
+        raise ExportError(f"layer {layer!r} has no product in the file.")
+
+    def _constant(self, name: str) -> np.ndarray:
+        if name not in self._constants:
+            raise ExportError(f"{name} is not a constant of the file.")
+        return np.asarray(numpy_helper.to_array(self._constants[name]))
+
+
+def stored_differences(
+    model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], bits: Mapping[str, int]
+) -> Iterator[str]:
+    """Names of the run's tensors that the file does not hold exactly; nothing where all is well.
+
+    ``tensors`` are named as in the run folder; ``bits`` gives for each ``<layer>.weight``, ``<layer>.input``,
+    ``<product>.a`` and ``<product>.b`` the bits of its codes.
+    """
+    stored = StoredLayers(model)
+    for name, width in bits.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight":
+            found = stored.weight(layer, tensors[f"{name}.codes"].shape, width)
+        else:
+            found = stored.activation(layer, 1 if part == "b" else 0, width)
+        for key, value in found.items():
+            expected = tensors[f"{name}.{key}"]
+            if not _equal(value, expected):
+                yield f"{name}.{key}"
+
+
+def _equal(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Element for element; one stored number stands for many equal ones."""
+    if found.size != expected.size and found.size != 1:
+        return False
+    return bool(np.all(found.reshape(-1) == expected.reshape(-1)))
+
+
+def _unsigned(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Codes as the run has them: signed types store ``code - 2**(bits - 1)``."""
+    signed = stored.dtype.name.startswith("int")
+    return np.asarray(stored.astype(np.int64) + (2 ** (bits - 1) if signed else 0)).astype(np.uint8)

@@ -1,0 +1,56 @@
+"""Output files appear whole, checked, under their name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ..errors import InputError
+from .errors import ExportError
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes a single ONNX file can have."""
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Raise InputError for an output that exists (unless ``force``) or cannot be a file."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; wanted the name of a file. Give -o MODEL.onnx.")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists. Give another -o, or --force to replace it.")
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """The model as one protobuf; raises ExportError where it is too large for one file."""
+    proto = ir.serde.serialize_model(model)
+    if proto.ByteSize() > PROTOBUF_LIMIT:
+        raise ExportError(
+            f"the model takes {proto.ByteSize() / 2**30:.1f} GiB; one ONNX file holds at most 2 GiB, and files with "
+            "external data are not written by this version. Export fewer bits or a smaller model."
+        )
+    return proto
+
+
+@contextmanager
+def whole_file(out: Path, content: bytes) -> Iterator[Path]:
+    """Write ``content`` under a temporary name beside ``out``; rename it when the context ends without an error."""
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{out} cannot be written ({error}). Free some space or give another -o.") from error
+        yield temporary
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
