@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -19,6 +19,7 @@ from .allocator import keep_freed_memory
 from .artifact import Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
+from .checkpoint import Checkpoint, open_checkpoint
 from .data import ImageSet, calibration_sample, open_dataset
 from .environment import environment
 from .errors import EnvironmentProblem, InputError
@@ -47,6 +48,7 @@ class QuantizeRequest:
     device: str = "auto"
     force: bool = False
     labels: Path | None = None
+    resume: bool = False
 
 
 def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -66,11 +68,13 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
     images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
     model = wrap(loaded.module.to(device), loaded.input_size)
     arrays = load_images(images, loaded.preprocessing, recipe, progress).to(device)
+    checkpoint = open_checkpoint(request.out, _identity(loaded, images, recipe, device), request.resume)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        seconds, blocks = _run(model, arrays, recipe, progress, log, began)
+        seconds, blocks = _run(model, arrays, recipe, progress, log, began, checkpoint)
         log.seek(0)
         manifest = _manifest(request, loaded, model, images, blocks, seconds, str(device))
         artifact = Artifact(manifest, run_tensors(model)).save(request.out, request.force, {LOG: log.read().encode()})
+    checkpoint.discard()
     return {
         "run": str(request.out),
         "model": request.model,
@@ -122,18 +126,39 @@ def _wanted_images(recipe: Recipe) -> int:
 
 
 def _run(
-    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, file: IO[str], began: float
+    model: QuantModel,
+    images: Tensor,
+    recipe: Recipe,
+    progress: Progress,
+    file: IO[str],
+    began: float,
+    checkpoint: Checkpoint,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Calibrate and reconstruct; returns seconds by part and a row per block."""
-    log: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), file=file)
+
+    def log(row: dict[str, Any]) -> None:
+        file.write(json.dumps(row) + "\n")
+
     start = time.monotonic()
     calibrate(model, images[: recipe.calibrate.samples], recipe, progress)
     middle = time.monotonic()
-    blocks = reconstruct(model, images[: recipe.reconstruct.samples], recipe, progress, log)
+    blocks = reconstruct(model, images[: recipe.reconstruct.samples], recipe, progress, log, checkpoint)
     end = time.monotonic()
     _check_finite(model)
     seconds = {"calibrate": middle - start, "reconstruct": end - middle, "total": end - began}
     return {name: round(value, 3) for name, value in seconds.items()}, blocks
+
+
+def _identity(loaded: FloatModel, images: ImageSet, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Everything that decides the result of a run."""
+    return {
+        "tool_version": version("fimaq-tool"),
+        "model": loaded.name,
+        "weights_sha256": loaded.weights_sha256,
+        "images": images.id,
+        "device": device.type,
+        "recipe": recipe.to_dict(),
+    }
 
 
 def _check_finite(model: QuantModel) -> None:

@@ -100,6 +100,7 @@ class ReconstructConfig(Checked):
     beta_end: Positive = 2.0
     drop_input: Share = 0.5
     drop_inside: Share = 0.5
+    matmul_precision: Literal["highest", "medium"] = "highest"
 
     def check_together(self) -> None:
         """Refuse a batch larger than the sample and a beta that grows."""
@@ -124,9 +125,12 @@ class Recipe(Checked):
     seed: Seed = 0
 
     def check_together(self) -> None:
-        """Refuse a name that cannot stand in a file or on a line."""
+        """Refuse a name that cannot stand in a file or on a line, and Fisher images that are not reconstructed on."""
         if not self.name or not self.name.isprintable():
             raise refuse("name", self.name, "a name of printable characters")
+        if self.reconstruct.iterations > 0 and self.fisher.samples > self.reconstruct.samples:
+            wanted = f"at most the {self.reconstruct.samples} images of reconstruction, of which they are the first"
+            raise refuse("fisher.samples", self.fisher.samples, wanted)
 
     def with_overrides(
         self,

@@ -50,17 +50,22 @@ def load_run(path: Path) -> LoadedRun:
             f"run folder {path} holds layers that {description['timm_name']!r} of the installed timm does not have, or "
             "the other way round. Install the timm version named in its manifest, or quantize again."
         )
-    tensors = {name: torch.from_numpy(array) for name, array in artifact.tensors.items()}
-    for name, layer in model.layers.items():
-        _restore(name, layer, rows[name], tensors)
-    _load_floats(model, tensors, path)
+    restore_quantizers(model.layers, rows, artifact.tensors)
+    _load_floats(model, artifact.tensors, path)
     return LoadedRun(model, Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], manifest)
 
 
 def run_tensors(model: QuantModel) -> dict[str, np.ndarray]:
     """The tensors of the run folder, as ``docs/architecture.md`` lists them."""
     out = {f"model.{name}": value for name, value in _float_tensors(model).items()}
-    for name, layer in model.layers.items():
+    arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in out.items()}
+    return arrays | quantizer_tensors(model.layers)
+
+
+def quantizer_tensors(layers: Mapping[str, QuantLayer]) -> dict[str, np.ndarray]:
+    """Codes, scales and zero points of ``layers``, whose weights must be codes already."""
+    out: dict[str, Tensor] = {}
+    for name, layer in layers.items():
         for slot in quantizer_slots(layer):
             quantizer, prefix = getattr(layer, slot), f"{name}.{TENSOR_NAMES[slot]}"
             if isinstance(quantizer, CodedWeight):
@@ -70,12 +75,22 @@ def run_tensors(model: QuantModel) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().contiguous().numpy() for name, value in out.items()}
 
 
+def restore_quantizers(
+    layers: Mapping[str, QuantLayer], rows: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Put stored quantizers into ``layers``; ``rows`` are their manifest rows by name (see ``layer_rows``)."""
+    for name, layer in layers.items():
+        for slot in quantizer_slots(layer):
+            _restore(layer, slot, f"{name}.{TENSOR_NAMES[slot]}", rows[name], arrays)
+
+
 def layer_rows(model: QuantModel) -> list[dict[str, Any]]:
     """For each layer what it is, and the bits and granularity of everything it reads."""
-    return [_layer_row(name, layer) for name, layer in model.layers.items()]
+    return [layer_row(name, layer) for name, layer in model.layers.items()]
 
 
-def _layer_row(name: str, layer: QuantLayer) -> dict[str, Any]:
+def layer_row(name: str, layer: QuantLayer) -> dict[str, Any]:
+    """One layer's row."""
     if isinstance(layer, QuantMatMul):
         spec = layer.a_quantizer.spec
         return {
@@ -102,17 +117,20 @@ def _stored(quantizer: Quantizer, value: Tensor) -> Tensor:
     return value.flatten() if isinstance(quantizer, CodedWeight) else value
 
 
-def _restore(name: str, layer: QuantLayer, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    for slot in quantizer_slots(layer):
-        prefix = f"{name}.{TENSOR_NAMES[slot]}"
-        scale, zero = tensors[f"{prefix}.scale"], tensors[f"{prefix}.zero_point"].to(torch.float32)
-        if slot == "weight_quantizer":
-            codes = tensors[f"{prefix}.codes"]
-            ones = [1] * (codes.ndim - 1)
-            spec = QuantSpec(row["weight_bits"], row["weight_granularity"])
-            setattr(layer, slot, CodedWeight(spec, codes, scale.view(-1, *ones), zero.view(-1, *ones)))
-        else:
-            setattr(layer, slot, UniformQuantizer(QuantSpec(row["activation_bits"], row["granularity"]), scale, zero))
+def _restore(
+    layer: QuantLayer, slot: str, prefix: str, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    try:
+        scale, zero = torch.tensor(arrays[f"{prefix}.scale"]), torch.tensor(arrays[f"{prefix}.zero_point"]).float()
+        codes = torch.tensor(arrays[f"{prefix}.codes"]) if slot == "weight_quantizer" else None
+    except KeyError as error:
+        raise InputError(f"the run folder holds no tensor {error}. It is incomplete: quantize again.") from error
+    if codes is not None:
+        ones = [1] * (codes.ndim - 1)
+        spec = QuantSpec(row["weight_bits"], row["weight_granularity"])
+        setattr(layer, slot, CodedWeight(spec, codes, scale.view(-1, *ones), zero.view(-1, *ones)))
+    else:
+        setattr(layer, slot, UniformQuantizer(QuantSpec(row["activation_bits"], row["granularity"]), scale, zero))
 
 
 def _float_tensors(model: QuantModel) -> dict[str, Tensor]:
@@ -134,8 +152,10 @@ def _timm_name(path: str) -> str:
     return ".".join(part for part in path.split(".") if part != "wrapped")
 
 
-def _load_floats(model: QuantModel, tensors: Mapping[str, Tensor], path: Path) -> None:
-    stored = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+def _load_floats(model: QuantModel, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    stored = {
+        name.removeprefix("model."): torch.tensor(value) for name, value in arrays.items() if name.startswith("model.")
+    }
     for name, layer in model.layers.items():
         if isinstance(layer, QuantLinear | QuantConv2d):
             layer.weight = None

@@ -21,9 +21,7 @@ def export_run(
     """Write a run folder as a checked ONNX file (see ``export.run.export_run``)."""
     from . import run as implementation
 
-    return implementation.export_run(
-        run, out, target=target, opset=opset, force=force, images=images, data=data
-    )
+    return implementation.export_run(run, out, target=target, opset=opset, force=force, images=images, data=data)
 
 
 def export_float(

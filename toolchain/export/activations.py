@@ -97,7 +97,7 @@ class ActivationLowering:
         """
         grid = (x.scale.shape, x.scale.tobytes(), x.zero_point.shape, x.zero_point.tobytes(), x.bits)
         scalar = x.scale.size == x.zero_point.size == 1
-        key = (id(x.value), grid, choose(x.bits), scalar or factored, transpose)
+        key = (x.value, grid, choose(x.bits), scalar or factored, transpose)
         if key not in self._known:
             if scalar:
                 self._known[key] = self._scalar(emit, x, choose, transpose)

@@ -42,7 +42,9 @@ def checked_opset(opset: int | None, default: int) -> int:
     if opset is None:
         return default
     if opset not in OPSETS:
-        raise UsageError(f"--opset is {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}, or none for the target's own.")
+        raise UsageError(
+            f"--opset is {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}, or none for the target's own."
+        )
     return opset
 
 

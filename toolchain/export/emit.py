@@ -10,6 +10,9 @@ import onnx_ir as ir
 from .errors import ExportError
 from .ops import DOMAIN
 
+UNIT = "float.1"
+"""Name of the constant 1.0 that stands in for a scale which is applied elsewhere."""
+
 LAYER_ATTRIBUTES = frozenset({"layer", "weight_bits", "activation_bits"})
 
 

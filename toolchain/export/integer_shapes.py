@@ -23,41 +23,43 @@ class PatchesToLinear(ir.passes.InPlacePass):
         for node in model.graph:
             if node.domain == DOMAIN and node.op_type == "QConv":
                 op = read_op(node)
-                if isinstance(op, ConvOp) and _is_patches(op):
-                    _rewrite_patches(model.graph, node, op)
+                size = _static_size(op.x.value) if isinstance(op, ConvOp) else None
+                if isinstance(op, ConvOp) and size is not None and _is_patches(op, size):
+                    _rewrite_patches(model.graph, node, op, size)
                     changed = True
         return ir.passes.PassResult(model, modified=changed)
 
 
-def _is_patches(op: ConvOp) -> bool:
-    kernel, shape = op.weight.codes.shape[2:], op.x.value.shape
+def _static_size(image: ir.Value) -> tuple[int, int] | None:
+    """Height and width of ``[b, i, h, w]``, where both are known."""
+    size = [] if image.shape is None else list(image.shape)[2:]
+    return (size[0], size[1]) if len(size) == 2 and isinstance(size[0], int) and isinstance(size[1], int) else None
+
+
+def _is_patches(op: ConvOp, size: tuple[int, int]) -> bool:
+    kernel = op.weight.codes.shape[2:]
     scalar = op.x.scale.size == op.x.zero_point.size == 1
     plain = op.stride == kernel and op.padding == (0, 0) and op.dilation == (1, 1) and op.groups == 1
-    return (
-        plain
-        and scalar
-        and shape is not None
-        and all(isinstance(n, int) and n % k == 0 for n, k in zip(list(shape)[2:], kernel, strict=True))
-    )
+    return plain and scalar and all(n % k == 0 for n, k in zip(size, kernel, strict=True))
 
 
-def _rewrite_patches(graph: ir.Graph, node: ir.Node, op: ConvOp) -> None:
+def _rewrite_patches(graph: ir.Graph, node: ir.Node, op: ConvOp, size: tuple[int, int]) -> None:
     """``[b, i, y kh, x kw] -> [b, y, x, i kh kw] -> QLinear -> [b, y, x, o] -> [b, o, y, x]``."""
     emit = Emitter(graph, op.layer)
-    image, codes, scale, zero_point, *rest = node.inputs
-    assert image is not None and image.shape is not None
-    batch, *size = image.shape
+    image = op.x.value
+    batch = None if image.shape is None else image.shape[0]
     o, i, kh, kw = op.weight.codes.shape
-    y, x = (int(n) // k for n, k in zip(size[1:], (kh, kw), strict=True))
+    y, x = size[0] // kh, size[1] // kw
     patches = emit.op("Reshape", [image, emit.indices([0, i, y, kh, x, kw])], "patches")
     patches = emit.op("Transpose", [patches], "patches", perm=[0, 2, 4, 1, 3, 5])
     patches = emit.op("Reshape", [patches, emit.indices([0, y, x, i * kh * kw])], "patches")
+    patches.shape, patches.type = ir.Shape([batch, y, x, i * kh * kw]), image.type
     weight = [
         emit.constant(f"{op.weight.name}.patches", op.weight.codes.reshape(o, -1), ir.DataType.UINT8),
         emit.constant(f"{op.weight.name}.patches.scale", op.weight.scale, ir.DataType.FLOAT),
         emit.constant(f"{op.weight.name}.patches.zero_point", op.weight.zero_point, ir.DataType.FLOAT),
     ]
-    product = emit.layer_op("QLinear", node, [patches, *weight, *rest], ir.Shape([batch, y, x, o]))
+    product = emit.layer_op("QLinear", node, [patches, *weight, *node.inputs[4:]], ir.Shape([batch, y, x, o]))
     readers = _flattened_to_tokens(node, [o, y * x])
     if readers:
         tokens = emit.op("Reshape", [product, emit.indices([0, y * x, o])], "tokens")
@@ -99,9 +101,7 @@ class KeepOffGemm(ir.passes.InPlacePass):
             tokens = emit.op("Unsqueeze", [x, axis], "tokens")
             tokens.shape = ir.Shape([x.shape[0], 1, x.shape[1]])
             tokens.type = x.type
-            product = emit.layer_op(
-                "QLinear", node, [tokens, *node.inputs[1:]], ir.Shape([y.shape[0], 1, y.shape[1]])
-            )
+            product = emit.layer_op("QLinear", node, [tokens, *node.inputs[1:]], ir.Shape([y.shape[0], 1, y.shape[1]]))
             emit.replace([node], emit.op("Squeeze", [product, axis], "tokens"))
             changed = True
         return ir.passes.PassResult(model, modified=changed)

@@ -48,7 +48,7 @@ def _rewrite(graph: ir.Graph, transpose: ir.Node) -> None:
         name = f"{transpose.name}/{cut.name}"
         before = ir.tensor(np.array([perm[axis] for axis in axes]), name=f"{name}/axes")
         value = ir.Value(
-            name=before.name, shape=ir.Shape(before.shape), type=ir.TensorType(before.dtype), const_value=before
+            name=before.name, shape=ir.Shape([len(axes)]), type=ir.TensorType(before.dtype), const_value=before
         )
         graph.register_initializer(value)
         part = ir.node("Slice", [source, *cut.inputs[1:3], value, *cut.inputs[4:]], name=name)

@@ -81,7 +81,10 @@ def compare(model: nn.Module, runtimes: dict[str, Predict], images: np.ndarray) 
 def _agreement(reference: np.ndarray, double: np.ndarray, found: np.ndarray) -> Agreement:
     first = reference.argmax(axis=1)
     return Agreement(
-        found.argmax(axis=1) == first, double.argmax(axis=1) == first, snr_db(reference, found), snr_db(reference, double)
+        agrees=found.argmax(axis=1) == first,
+        floor_agrees=double.argmax(axis=1) == first,
+        snr_db=snr_db(reference, found),
+        floor_snr_db=snr_db(reference, double),
     )
 
 

@@ -60,9 +60,7 @@ def export_run(
     )
     size = tuple(described["input_size"])
     quantized = loaded.model
-    graph = build_quantized(
-        quantized.model, quantized.layers, (size[0], size[1], size[2]), chosen, opset, description
-    )
+    graph = build_quantized(quantized.model, quantized.layers, (size[0], size[1], size[2]), chosen, opset, description)
     content = serialize(graph).SerializeToString()
     with whole_file(out, content) as written:
         proto = onnx.load(written)
@@ -144,9 +142,7 @@ def _parity(agreement: Agreement, codes_equal: bool | None) -> dict[str, Any]:
     }
 
 
-def _result(
-    out: Path, target: str, opset: int, layers: dict[str, int], parity: dict[str, Any]
-) -> dict[str, Any]:
+def _result(out: Path, target: str, opset: int, layers: dict[str, int], parity: dict[str, Any]) -> dict[str, Any]:
     return {
         "onnx": str(out),
         "target": target,

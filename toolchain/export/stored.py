@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from .emit import UNIT
 from .errors import ExportError
 
 PRODUCTS = ("MatMul", "Conv")
@@ -54,7 +55,7 @@ class StoredLayers:
         low = high = None
         while (node := self._producers.get(name)) is not None:
             match node.op_type:
-                case "QuantizeLinear" if self._constants[node.input[1]].name != "float.1":
+                case "QuantizeLinear" if self._constants[node.input[1]].name != UNIT:
                     zero_point = _unsigned(self._constant(node.input[2]), bits)
                     return {"scale": self._constant(node.input[1]), "zero_point": zero_point}
                 case "QuantizeLinear":

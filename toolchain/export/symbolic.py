@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,11 @@ class SymbolicMatMul(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """``[b, h, t, k]`` and ``[b, h, n, k]`` (or ``[b, h, k, n]``) to ``[b, h, t, n]``."""
-        attributes = {"a_bits": self.a_grid.spec.bits, "b_bits": self.b_grid.spec.bits, "transpose_b": int(self.transpose_b)}
+        attributes = {
+            "a_bits": self.a_grid.spec.bits,
+            "b_bits": self.b_grid.spec.bits,
+            "transpose_b": int(self.transpose_b),
+        }
         shape = (*a.shape[:-1], b.shape[-2] if self.transpose_b else b.shape[-1])
         inputs = [a, b, self.a_grid.scale, self.a_grid.zero_point, self.b_grid.scale, self.b_grid.zero_point]
         return _operator("QMatMul", self.name, inputs, attributes, shape)
@@ -128,12 +132,11 @@ def _constants(weight: CodedWeight) -> list[Tensor]:
 def _operator(
     kind: OpType,
     layer: str,
-    inputs: list[Tensor | None],
+    inputs: Sequence[Tensor | None],
     attributes: dict[str, Attribute] | dict[str, int],
     shape: Sequence[int | torch.SymInt],
 ) -> Tensor:
     """One symbolic operator; while tracing it stands for its result and computes nothing."""
-    result = torch.onnx.ops.symbolic(
+    return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{kind}", inputs, {"layer": layer, **attributes}, dtype=torch.float32, shape=shape, version=VERSION
     )
-    return cast(Tensor, result)

@@ -36,7 +36,7 @@ class NameByScope(ir.passes.InPlacePass):
 
 @final
 class DropTraces(ir.passes.InPlacePass):
-    """Removes what torch.onnx notes on graph, nodes and values: stack traces with paths of this machine, module names."""
+    """Removes what torch.onnx notes on graph, nodes and values: stack traces, paths of this machine, module names."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Clear all metadata and doc strings of the graph."""

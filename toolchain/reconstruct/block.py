@@ -15,6 +15,7 @@ from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuan
 from ..recipe import Recipe
 from .cache import BlockCache
 from .objective import Objective
+from .precision import matmul_precision
 from .schedule import rounding_beta
 from .streams import seed_at
 
@@ -41,7 +42,7 @@ def reconstruct_block(
     config = recipe.reconstruct
     device = cache.target.device
     generator = torch.Generator(device)
-    with _learning(layers, config.drop_inside, generator) as (weights, drops):
+    with matmul_precision(config.matmul_precision), _learning(layers, config.drop_inside, generator) as (weights, drops):
         optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam([w.alpha for w in weights], lr=config.alpha_lr)]
         schedules = []
         if config.scale_lr > 0:

@@ -10,26 +10,34 @@ import torch
 from torch import Tensor
 
 from ..calibrate import run_block
+from ..checkpoint import Checkpoint
 from ..families import Block, QuantModel
 from ..nn import float_layers
 from ..progress import Progress
 from ..recipe import Recipe
+from ..run_folder import layer_row, quantizer_tensors, restore_quantizers
 from .block import reconstruct_block, round_to_nearest
 from .cache import BlockCache
 from .objective import FisherObjective, HeadObjective, Objective
 
 
 def reconstruct(
-    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, log: Callable[[dict[str, Any]], None]
+    model: QuantModel,
+    images: Tensor,
+    recipe: Recipe,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None],
+    checkpoint: Checkpoint,
 ) -> list[dict[str, Any]]:
     """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
 
     ``images`` is ``[n, 3, h, w]``, preprocessed; Fisher probes use the first ``recipe.fisher.samples`` of them. Three
     caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth; a
-    probe runs only the blocks behind its own. With 0 iterations weights are rounded to nearest.
+    probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, and each finished
+    one is put there. With 0 iterations weights are rounded to nearest.
     """
     if recipe.reconstruct.iterations == 0:
-        round_to_nearest({name: layer for name, layer in model.layers.items()})
+        round_to_nearest(model.layers)
         return [_row(block, None, None, 0.0) for block in model.blocks]
     rows = []
     logits = _float_logits(model, images[: recipe.fisher.samples])
@@ -40,12 +48,19 @@ def reconstruct(
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             with float_layers(layers.values()):
                 cache = BlockCache(clean, quant, run_block(block, clean))
+            if (finished := checkpoint.load(block.name)) is not None:
+                restore_quantizers(layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished[0])
+                clean, quant = cache.target, run_block(block, quant)
+                rows.append(finished[1])
+                task.advance(recipe.reconstruct.iterations, block=block.name)
+                continue
             objective: Objective = (
                 HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
             )
             first, last = reconstruct_block(block.name, block.module, layers, cache, objective, recipe, log, task)
             clean, quant = cache.target, run_block(block, quant)
             rows.append(_row(block, first, last, time.monotonic() - began))
+            checkpoint.save(block.name, quantizer_tensors(layers), rows[-1])
             log({"event": "block", **rows[-1]})
     return rows
 

@@ -1,0 +1,93 @@
+"""The finished blocks of an unfinished run, in a hidden folder beside it, so that ``--resume`` can go on.
+
+Random streams depend on (seed, block, step) only, so a resumed run ends with the tensors of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import InputError
+
+IDENTITY = "identity.json"
+
+
+@final
+class Checkpoint:
+    """One safetensors file per finished block, with the block's manifest row as its metadata."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, block: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Tensors and manifest row of a finished block, or None if it is not finished."""
+        path = self._path(block)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["row"])  # noqa: SIM118  # safe_open is no mapping
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"checkpoint {path} is damaged ({error}). Quantize again without --resume.") from error
+
+    def save(self, block: str, tensors: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
+        """Keep a finished block; the file appears whole or not at all."""
+        path = self._path(block)
+        temporary = path.with_suffix(".tmp")
+        try:
+            save_file(dict(tensors), temporary, {"row": json.dumps(row)})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"checkpoint {path} cannot be written ({error}). Free some space, then --resume.") from error
+
+    def discard(self) -> None:
+        """Remove everything: the run is written, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, block: str) -> Path:
+        return self.folder / f"{block}.safetensors"
+
+
+def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool) -> Checkpoint:
+    """The checkpoint of ``run``, empty unless ``resume``; ``identity`` is everything that decides the result.
+
+    Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity.
+    """
+    run = run.resolve()
+    checkpoint = Checkpoint(run.with_name(f".{run.name}.unfinished"))
+    path = checkpoint.folder / IDENTITY
+    if resume:
+        if not path.is_file():
+            raise InputError(f"there is no unfinished run of {run} to resume. Quantize again without --resume.")
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(identity))
+        if changed := _differences(begun, wanted):
+            raise InputError(
+                f"the unfinished run of {run} was begun otherwise: {'; '.join(changed)}. "
+                "Resume with the same model, data and options, or start anew without --resume."
+            )
+        return checkpoint
+    checkpoint.discard()
+    try:
+        checkpoint.folder.mkdir(parents=True)
+        path.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{checkpoint.folder} cannot be written ({error}). Give a writable -o.") from error
+    return checkpoint
+
+
+def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:
+    """What differs, as ``recipe.seed was 0, now 1``."""
+    if isinstance(begun, dict) and isinstance(wanted, dict):
+        keys = sorted(begun.keys() | wanted.keys())
+        return [d for key in keys for d in _differences(begun.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if begun == wanted else [f"{name} was {begun}, now {wanted}"]
