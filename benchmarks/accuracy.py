@@ -3,9 +3,10 @@
     python benchmarks/accuracy.py run PLAN.toml --data DIR --out RESULTS.jsonl [--jobs 2]
     python benchmarks/accuracy.py table RESULTS.jsonl
 
-DIR holds ``calib/``, ``val/`` and ``weights/<model>.safetensors``. A plan is a list of ``[[run]]`` tables with ``model``,
-``recipe`` and further ``fimaq-tool quantize`` options; a list as a value makes one run for each of its entries. Every job has
-one thread, so that two jobs on two cores do not wait for each other. Runs that RESULTS.jsonl holds already are left out.
+DIR holds ``calib/``, ``val/`` and ``weights/<model>.safetensors``. A plan is a list of ``[[run]]`` tables with
+``model``, ``recipe`` and further ``fimaq-tool quantize`` options; a list as a value makes one run for each of its
+entries. Every job has one thread, so that two jobs on two cores do not wait for each other. Runs that RESULTS.jsonl
+holds already are left out.
 """
 
 from __future__ import annotations

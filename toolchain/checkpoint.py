@@ -47,7 +47,9 @@ class Checkpoint:
             save_file(dict(tensors), temporary, {"row": json.dumps(row)})
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"checkpoint {path} cannot be written ({error}). Free some space, then --resume.") from error
+            raise InputError(
+                f"checkpoint {path} cannot be written ({error}). Free some space, then --resume."
+            ) from error
 
     def discard(self) -> None:
         """Remove everything: the run is written, or starts anew."""

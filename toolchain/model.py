@@ -69,7 +69,9 @@ def _create(timm_name: str, kwargs: dict[str, Any], overlay: dict[str, Any] | No
     if ":" not in timm_name and not timm.is_model(bare):
         near = difflib.get_close_matches(bare, [*timm.list_models(), *DEMO_MODELS], n=3, cutoff=0.5)
         hint = f" Nearest: {', '.join(near)}." if near else ""
-        raise InputError(f"unknown model {timm_name!r}: wanted a timm model name or one of {', '.join(DEMO_MODELS)}.{hint}")
+        raise InputError(
+            f"unknown model {timm_name!r}: wanted a timm model name or one of {', '.join(DEMO_MODELS)}.{hint}"
+        )
     with _fused_attention():
         try:
             return timm.create_model(timm_name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs).eval()
@@ -113,7 +115,8 @@ def _classes(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
     """Class names in logit order: the config's own, ImageNet-1k's, else plain indices."""
     with torch.no_grad():
         count = module(torch.zeros(2, *size)).shape[-1]
-    names = module.pretrained_cfg.get("label_names")
+    config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every model
+    names = config.get("label_names")
     if names and len(names) == count:
         return {"wnids": None, "names": [str(name) for name in names]}
     if count == IMAGENET_CLASSES:

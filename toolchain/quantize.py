@@ -89,7 +89,7 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes the first CUDA device if there is one. Raises EnvironmentProblem for a device that is not there."""
+    """``auto`` takes the first CUDA device if there is one. EnvironmentProblem for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -92,7 +92,7 @@ def layer_rows(model: QuantModel) -> list[dict[str, Any]]:
 def layer_row(name: str, layer: QuantLayer) -> dict[str, Any]:
     """One layer's row."""
     if isinstance(layer, QuantMatMul):
-        spec = layer.a_quantizer.spec
+        spec = _spec(layer.a_quantizer)
         return {
             "name": name,
             "op": "matmul",
@@ -101,7 +101,7 @@ def layer_row(name: str, layer: QuantLayer) -> dict[str, Any]:
             "weight_granularity": None,
             "granularity": spec.granularity,
         }
-    weight, activation = layer.weight_quantizer.spec, layer.input_quantizer.spec
+    weight, activation = _spec(layer.weight_quantizer), _spec(layer.input_quantizer)
     return {
         "name": name,
         "op": "conv2d" if isinstance(layer, QuantConv2d) else "linear",
@@ -110,6 +110,11 @@ def layer_row(name: str, layer: QuantLayer) -> dict[str, Any]:
         "weight_granularity": weight.granularity,
         "granularity": activation.granularity,
     }
+
+
+def _spec(quantizer: nn.Module) -> QuantSpec:
+    assert isinstance(quantizer, Quantizer)
+    return quantizer.spec
 
 
 def _stored(quantizer: Quantizer, value: Tensor) -> Tensor:
@@ -165,7 +170,8 @@ def _load_floats(model: QuantModel, arrays: Mapping[str, np.ndarray], path: Path
     if set(wanted) != set(stored):
         odd = sorted(set(wanted) ^ set(stored))
         raise InputError(
-            f"run folder {path} does not fit its model: {', '.join(odd[:5])}. Install the timm version it was made with."
+            f"run folder {path} does not fit its model: {', '.join(odd[:5])}. "
+            "Install the timm version it was made with."
         )
     with torch.no_grad():
         for name, value in wanted.items():

@@ -45,8 +45,7 @@ class QuantSpec:
             )
         if self.granularity not in get_args(Granularity):
             raise UsageError(
-                f"granularity {self.granularity!r} is unknown: wanted one of "
-                f"{', '.join(get_args(Granularity))}."
+                f"granularity {self.granularity!r} is unknown: wanted one of {', '.join(get_args(Granularity))}."
             )
 
     @property
@@ -57,4 +56,4 @@ class QuantSpec:
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1

@@ -51,7 +51,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Strictly load ``tensors``; raises InputError naming the keys or shapes that do not fit, or hold NaN or infinity."""
+    """Strictly load ``tensors``; InputError names the keys or shapes that do not fit, or hold NaN or infinity."""
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(tensors))
     unexpected = sorted(set(tensors) - set(wanted))

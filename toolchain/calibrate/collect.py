@@ -26,7 +26,7 @@ class Observed:
     rows: list[Tensor] = field(default_factory=list)
     a: list[Tensor] = field(default_factory=list)
     b: list[Tensor] = field(default_factory=list)
-    shape: torch.Size = torch.Size()
+    shape: tuple[int, ...] = ()
     """Shape of the layer's (first) input in the last batch."""
 
 

@@ -1,4 +1,4 @@
-"""Folding per-channel input scales into a LayerNorm and the linear layer it feeds (RepQ-ViT, arXiv:2212.08254, eq. 6-9)."""
+"""Folding per-channel input scales into a LayerNorm and the layer it feeds (RepQ-ViT, arXiv:2212.08254, eq. 6-9)."""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Gri
     return int(costs.argmin())
 
 
-def search_channels(rows: Float[Tensor, "n i"], spec: QuantSpec, candidates: int) -> tuple[Float[Tensor, "i"], Float[Tensor, "i"]]:
+def search_channels(
+    rows: Float[Tensor, "n i"], spec: QuantSpec, candidates: int
+) -> tuple[Float[Tensor, "i"], Float[Tensor, "i"]]:
     """One grid per input channel by the channel's own error: the start of the LayerNorm re-parameterisation."""
     columns = rows[:: max(1, len(rows) // INPUT_ROWS)].T.contiguous()
     scales, zeros = candidate_grids(columns, INPUT_QUANTILE, candidates, spec.qmax)

@@ -28,7 +28,9 @@ def search_matmul(
     """
     per_head = spec.granularity != "tensor"
     options_a, options_b = (_options(x, per_head, candidates, spec.qmax) for x in (a, b))
-    grid_a, grid_b = (_pick(options, torch.zeros_like(options[0][0], dtype=torch.long)) for options in (options_a, options_b))
+    grid_a, grid_b = (
+        _pick(options, torch.zeros_like(options[0][0], dtype=torch.long)) for options in (options_a, options_b)
+    )
     b_columns = b.transpose(-2, -1)
     for _ in range(rounds):
         grid_a = _best(a, b, fake_quantize(b, grid_b, spec.qmax), options_a, per_head, spec.qmax)
@@ -58,11 +60,10 @@ def _best(rows: Tensor, other: Tensor, quantized: Tensor, options: Grid, per_hea
     width, outputs = rows.shape[-1], quantized.shape[-1]
     rest = rows @ (quantized - other)
     columns = quantized.transpose(-2, -1)
-    gram = quantized @ columns if width <= outputs else None
-    cross = 2 * (rest @ columns) if gram is not None else None
+    gram, cross = (quantized @ columns, 2 * (rest @ columns)) if width <= outputs else (None, rest)
     costs = []
     for scale, zero in zip(*options, strict=True):
         error = fake_quantize(rows, (scale.view(1, -1, 1, 1), zero.view(1, -1, 1, 1)), qmax) - rows
-        product = (error @ gram + cross) * error if gram is not None else (error @ quantized + rest).square()
+        product = (error @ gram + cross) * error if gram is not None else (error @ quantized + cross).square()
         costs.append(product.sum((0, 2, 3)) if per_head else product.sum().reshape(1))
     return _pick(options, torch.stack(costs).argmin(0))

@@ -78,7 +78,9 @@ def refuse_float_products(model: nn.Module, image: Tensor) -> None:
                 inside = stack and isinstance(stack[-1], QuantLinear | QuantConv2d | QuantMatMul)
                 if not inside and func.overloadpacket.__name__ in PRODUCTS:
                     module = stack[-1] if stack else model
-                    found[f"{func.overloadpacket.__name__} in {names.get(module, '')!r} ({type(module).__name__})"] = None
+                    found[f"{func.overloadpacket.__name__} in {names.get(module, '')!r} ({type(module).__name__})"] = (
+                        None
+                    )
                 return func(*args, **(kwargs or {}))
 
         with torch.no_grad(), Watch():

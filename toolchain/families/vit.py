@@ -37,10 +37,7 @@ class VitFamily(Family):
         tail = [child for child in vit.children() if child not in inner and child is not vit.blocks]
         return [
             Block("patch_embed", Step(embed, [vit.patch_embed, vit.norm_pre]), "patch-embed"),
-            *(
-                Block(f"blocks.{i}", block, "transformer", _norm_pairs(block))
-                for i, block in enumerate(vit.blocks)
-            ),
+            *(Block(f"blocks.{i}", block, "transformer", _norm_pairs(block)) for i, block in enumerate(vit.blocks)),
             Block("head", Step(head, tail), "head"),
         ]
 

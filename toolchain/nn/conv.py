@@ -14,16 +14,16 @@ from ..errors import UnsupportedModelError
 class QuantConv2d(nn.Module):
     """Conv2d that keeps stride, padding, dilation and groups; quantizers start as identities."""
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
         groups: int,
     ) -> None:
         super().__init__()

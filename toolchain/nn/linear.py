@@ -12,10 +12,10 @@ from torch import Tensor, nn
 class QuantLinear(nn.Module):
     """``linear(input_quantizer(x), weight_quantizer(weight), bias)``; both start as identities."""
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias

@@ -6,4 +6,13 @@ from .coded import CodedWeight
 from .qdrop import DropQuantizer, random_mask, without_drop
 from .uniform import UniformQuantizer, encode
 
-__all__ = ["AdaRoundWeight", "CodedWeight", "DropQuantizer", "Quantizer", "UniformQuantizer", "encode", "random_mask", "without_drop"]
+__all__ = [
+    "AdaRoundWeight",
+    "CodedWeight",
+    "DropQuantizer",
+    "Quantizer",
+    "UniformQuantizer",
+    "encode",
+    "random_mask",
+    "without_drop",
+]

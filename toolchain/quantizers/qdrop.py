@@ -18,10 +18,13 @@ def random_mask(shape: torch.Size, probability: float, generator: torch.Generato
     One 64-bit draw serves eight elements: the mask is drawn at every step for every activation, and
     a float draw per element costs several times as much on a CPU.
     """
+    threshold = round(probability * 256)
+    if threshold == 256:  # a uint8 comparison would take it for 0
+        return torch.ones(shape, device=generator.device)
     count = shape.numel()
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
-    return (words.view(torch.uint8)[:count] < round(probability * 256)).view(shape).to(torch.float32)
+    return (words.view(torch.uint8)[:count] < threshold).view(shape).to(torch.float32)
 
 
 class DropQuantizer(nn.Module):

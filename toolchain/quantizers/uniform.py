@@ -29,9 +29,7 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor | None) -> Tensor:
         """Quantize and dequantize."""
         ctx.save_for_backward(x, scale, zero_point, keep)
         ctx.qmax = qmax

@@ -42,7 +42,10 @@ def reconstruct_block(
     config = recipe.reconstruct
     device = cache.target.device
     generator = torch.Generator(device)
-    with matmul_precision(config.matmul_precision), _learning(layers, config.drop_inside, generator) as (weights, drops):
+    with (
+        matmul_precision(config.matmul_precision),
+        _learning(layers, config.drop_inside, generator) as (weights, drops),
+    ):
         optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam([w.alpha for w in weights], lr=config.alpha_lr)]
         schedules = []
         if config.scale_lr > 0:
@@ -63,8 +66,10 @@ def reconstruct_block(
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            for stepper in (*optimizers, *schedules):
-                stepper.step()
+            for optimizer in optimizers:
+                optimizer.step()
+            for schedule in schedules:
+                schedule.step()
             task.advance(1, block=name)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
                 log({"event": "step", "block": name, "step": step + 1, "loss": float(losses[step]), "beta": beta})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,11 +21,12 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
     if precision == "highest":
         yield
         return
-    saved = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
+    onednn: Any = torch.backends.mkldnn
+    saved = torch.get_float32_matmul_precision(), onednn.matmul.fp32_precision
     try:
         torch.set_float32_matmul_precision("medium")
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        onednn.matmul.fp32_precision = "bf16"
         yield
     finally:
         torch.set_float32_matmul_precision(saved[0])
-        torch.backends.mkldnn.matmul.fp32_precision = saved[1]
+        onednn.matmul.fp32_precision = saved[1]

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..calibrate import run_block
@@ -32,9 +31,9 @@ def reconstruct(
     """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
 
     ``images`` is ``[n, 3, h, w]``, preprocessed; Fisher probes use the first ``recipe.fisher.samples`` of them. Three
-    caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth; a
-    probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, and each finished
-    one is put there. With 0 iterations weights are rounded to nearest.
+    caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth;
+    a probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, and each
+    finished one is put there. With 0 iterations weights are rounded to nearest.
     """
     if recipe.reconstruct.iterations == 0:
         round_to_nearest(model.layers)
@@ -49,7 +48,9 @@ def reconstruct(
             with float_layers(layers.values()):
                 cache = BlockCache(clean, quant, run_block(block, clean))
             if (finished := checkpoint.load(block.name)) is not None:
-                restore_quantizers(layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished[0])
+                restore_quantizers(
+                    layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished[0]
+                )
                 clean, quant = cache.target, run_block(block, quant)
                 rows.append(finished[1])
                 task.advance(recipe.reconstruct.iterations, block=block.name)

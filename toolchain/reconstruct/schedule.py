@@ -6,7 +6,7 @@ from ..recipe import FisherConfig, ReconstructConfig
 
 
 def rounding_beta(step: int, recipe: ReconstructConfig) -> float | None:
-    """The exponent beta at ``step``: linear from ``beta_start`` to ``beta_end``; None during the warm-up (no regulariser)."""
+    """The exponent beta at ``step``: linear from start to end; None during the warm-up, which has no regulariser."""
     begin = recipe.warmup * recipe.iterations
     if step < begin:
         return None

@@ -1,0 +1,302 @@
+"""The layer oracle: fed equal input, every lowered layer computes what the torch layer computes.
+
+Two properties, for every target, bit-width and granularity, in ONNX Runtime at both optimisation levels and in
+onnx.reference. Codes: with the other operand an identity, a product returns the quantized operand itself, compared
+bit by bit, ties and saturation included. Products: against float64, within the rounding of one float32 sum.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+from fimaq.toolchain.export.ops import DOMAIN, VERSION
+from fimaq.toolchain.export.target import ExportTarget
+from fimaq.toolchain.export.targets import TARGETS
+from fimaq.toolchain.export.tidy import after_lowering, before_lowering
+from fimaq.toolchain.nn import QuantConv2d, QuantLinear, QuantMatMul
+from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer
+from fimaq.toolchain.runtime import open_session
+from fimaq.toolchain.spec import Granularity, QuantSpec
+
+FLOAT = ir.TensorType(ir.DataType.FLOAT)
+Layer = QuantLinear | QuantConv2d | QuantMatMul
+
+
+def uniform(bits: int, granularity: Granularity, scale: np.ndarray, zero_point: np.ndarray) -> UniformQuantizer:
+    return UniformQuantizer(
+        QuantSpec(bits, granularity),
+        torch.from_numpy(np.asarray(scale, np.float32)),
+        torch.from_numpy(np.asarray(zero_point, np.float32)),
+    )
+
+
+def linear(
+    codes: np.ndarray,
+    bits: int,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    bias: np.ndarray | None,
+    quantizer: UniformQuantizer,
+) -> QuantLinear:
+    layer = QuantLinear(None, None if bias is None else torch.nn.Parameter(torch.from_numpy(bias)))
+    layer.weight_quantizer = coded(codes, bits, scale, zero_point)
+    layer.input_quantizer = quantizer
+    return layer
+
+
+def coded(codes: np.ndarray, bits: int, scale: np.ndarray, zero_point: np.ndarray) -> CodedWeight:
+    ones = [1] * (codes.ndim - 1)
+    return CodedWeight(
+        QuantSpec(bits, "channel"),
+        torch.from_numpy(codes.astype(np.uint8)),
+        torch.from_numpy(scale.astype(np.float32).reshape(-1, *ones)),
+        torch.from_numpy(zero_point.astype(np.float32).reshape(-1, *ones)),
+    )
+
+
+def matmul(a: UniformQuantizer, b: UniformQuantizer, transpose_b: bool) -> QuantMatMul:
+    layer = QuantMatMul(transpose_b)
+    layer.a_quantizer, layer.b_quantizer = a, b
+    return layer
+
+
+def graph_of(layer: Layer, shapes: Sequence[Sequence[int]], out: Sequence[int], target: ExportTarget) -> bytes:
+    """The layer alone, with a dynamic batch, lowered for ``target``: inputs x0, x1, output y."""
+    inputs = [
+        ir.Value(name=f"x{i}", type=FLOAT, shape=ir.Shape(["batch", *shape[1:]])) for i, shape in enumerate(shapes)
+    ]
+    node = _operator(layer, inputs)
+    node.outputs[0].name, node.outputs[0].type = "y", FLOAT
+    node.outputs[0].shape = ir.Shape(["batch", *out[1:]])
+    constants = [value for value in node.inputs[len(inputs) :] if value is not None]
+    graph = ir.Graph(
+        inputs,
+        node.outputs,
+        nodes=[node],
+        initializers=constants,
+        name="layer",
+        opset_imports={"": 21, DOMAIN: VERSION},
+    )
+    model = ir.Model(graph, ir_version=10)
+    for step in (*before_lowering(), *target.passes(), *after_lowering()):
+        model = step(model).model
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()
+
+
+def _operator(layer: Layer, inputs: list[ir.Value]) -> ir.Node:
+    def constant(name: str, tensor: torch.Tensor | None) -> ir.Value | None:
+        if tensor is None:
+            return None
+        array = tensor.detach().numpy()
+        return ir.Value(
+            name=f"traced.{name}",
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=f"traced.{name}"),
+        )
+
+    def grid(name: str, quantizer: UniformQuantizer) -> list[ir.Value | None]:
+        return [constant(f"{name}.scale", quantizer.scale), constant(f"{name}.zero_point", quantizer.zero_point)]
+
+    if isinstance(layer, QuantMatMul):
+        a, b = layer.a_quantizer, layer.b_quantizer
+        attributes = {"a_bits": a.spec.bits, "b_bits": b.spec.bits, "transpose_b": int(layer.transpose_b)}
+        return _node("QMatMul", [*inputs, *grid("a", a), *grid("b", b)], attributes)
+    weight, quantizer = layer.weight_quantizer, layer.input_quantizer
+    attributes = {"weight_bits": weight.spec.bits, "activation_bits": quantizer.spec.bits}
+    constants = [constant("codes", weight.codes), *grid("weight", weight), constant("bias", layer.bias)]
+    operands = [*inputs, *constants, *grid("input", quantizer)]
+    if isinstance(layer, QuantLinear):
+        return _node("QLinear", operands, attributes)
+    attributes |= {"groups": layer.groups}
+    for name in ("stride", "padding", "dilation"):
+        attributes[name] = list(getattr(layer, name))
+    return _node("QConv", operands, attributes)
+
+
+def _node(kind: str, inputs: list[ir.Value | None], attributes: Mapping[str, object]) -> ir.Node:
+    return ir.node(kind, inputs, {"layer": "layer", **attributes}, domain=DOMAIN, version=VERSION)
+
+
+def run_everywhere(content: bytes, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The graph's result in ONNX Runtime, optimised and not, and in onnx.reference."""
+    feeds = {f"x{i}": array for i, array in enumerate(arrays)}
+    return {
+        "optimised": open_session(content, threads=1).run(None, feeds)[0],
+        "not optimised": open_session(content, threads=1, optimize=False).run(None, feeds)[0],
+        "reference": ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds)[0],
+    }
+
+
+UNIT_ROUNDOFF = 2.0**-24
+FEW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+BITS = st.integers(2, 8)
+SEEDS = st.integers(0, 2**32 - 1)
+LINEAR = st.sampled_from(["tensor", "token"])
+MATMUL = st.sampled_from(["tensor", "head", "head-token"])
+
+targets = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+
+
+def grid(rng: np.random.Generator, bits: int, granularity: str, shape: tuple[int, ...]) -> UniformQuantizer:
+    """Scales over three orders of magnitude; zero points differ where scales do (per head for head-token)."""
+    scale_shape = {
+        "tensor": (),
+        "token": (1, *shape[1:-1], 1),
+        "head": (1, shape[1], 1, 1),
+        "head-token": (1, *shape[1:3], 1),
+    }[granularity]
+    zero_shape = (1, shape[1], 1, 1) if granularity == "head-token" else scale_shape
+    scale = np.exp(rng.uniform(-4, 3, scale_shape)).astype(np.float32)
+    zero_point = rng.integers(0, 2**bits, zero_shape)
+    if rng.random() < 0.5:
+        zero_point = np.full(zero_shape, rng.integers(0, 2**bits))
+    return uniform(bits, granularity, scale, zero_point)
+
+
+def awkward(rng: np.random.Generator, quantizer: UniformQuantizer, shape: tuple[int, ...]) -> np.ndarray:
+    """Values in, on the edge of and far outside the grid; every third sits on a tie."""
+    scale = np.broadcast_to(quantizer.scale.detach().numpy(), shape)
+    span = 2**quantizer.spec.bits
+    steps = rng.uniform(-1.3 * span, 1.3 * span, shape)
+    steps = np.where(rng.random(shape) < 1 / 3, np.floor(steps) + 0.5, steps)
+    steps = np.where(rng.random(shape) < 1 / 50, rng.choice([-1e6, 1e6], shape), steps)
+    return (steps.astype(np.float32) * scale).astype(np.float32)
+
+
+def bound(magnitude: np.ndarray, terms: int) -> np.ndarray:
+    """Of ``terms`` rounded products summed in float32 in any order, plus scales and bias applied after."""
+    return (terms + 8) * UNIT_ROUNDOFF * magnitude + 1e-30
+
+
+def quantized(quantizer: UniformQuantizer, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return quantizer(torch.from_numpy(x)).numpy()
+
+
+@targets
+@FEW
+@given(bits=BITS, weight_bits=BITS, granularity=LINEAR, seed=SEEDS, rank=st.sampled_from([2, 3, 4]))
+def test_linear_reads_exact_codes(target, bits, weight_bits, granularity, seed, rank):
+    rng = np.random.default_rng(seed)
+    shape = (*(2, 3, 5, 6)[: rank - 1], 7)
+    quantizer = grid(rng, bits, granularity, shape)
+    layer = linear(np.eye(7), weight_bits, np.ones(7), np.zeros(7), None, quantizer)
+    x = awkward(rng, quantizer, shape)
+    expected = quantized(quantizer, x)
+    for name, found in run_everywhere(graph_of(layer, [shape], shape, target), [x]).items():
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+@targets
+@FEW
+@given(bits=BITS, weight_bits=BITS, granularity=LINEAR, seed=SEEDS, bias=st.booleans(), rank=st.sampled_from([2, 3, 4]))
+def test_linear_is_one_rounded_sum(target, bits, weight_bits, granularity, seed, bias, rank):
+    rng = np.random.default_rng(seed)
+    shape, outputs = (*(2, 3, 5, 6)[: rank - 1], 33), 9
+    quantizer = grid(rng, bits, granularity, shape)
+    codes = rng.integers(0, 2**weight_bits, (outputs, 33))
+    scale = np.exp(rng.uniform(-5, 1, outputs)).astype(np.float32)
+    offset = rng.standard_normal(outputs).astype(np.float32) if bias else None
+    layer = linear(codes, weight_bits, scale, rng.integers(0, 2**weight_bits, outputs), offset, quantizer)
+    x = awkward(rng, quantizer, shape)
+    with torch.no_grad():
+        in_torch = layer(torch.from_numpy(x)).numpy()
+        weight = layer.weight_quantizer(None).double().numpy()
+    operand = quantized(quantizer, x).astype(np.float64)
+    exact = operand @ weight.T + (0 if offset is None else offset)
+    allowed = bound(abs(operand) @ abs(weight).T + (0 if offset is None else abs(offset)), 33)
+    content = graph_of(layer, [shape], (*shape[:-1], outputs), target)
+    for name, found in {**run_everywhere(content, [x]), "torch": in_torch}.items():
+        assert np.all(abs(found - exact) <= allowed), name
+
+
+@targets
+@FEW
+@given(a_bits=BITS, b_bits=BITS, a_kind=MATMUL, b_kind=MATMUL, transpose=st.booleans(), seed=SEEDS)
+def test_matmul_is_one_rounded_sum(target, a_bits, b_bits, a_kind, b_kind, transpose, seed):
+    rng = np.random.default_rng(seed)
+    t, n, k = 5, 6, 17
+    a_shape, b_shape = (2, 3, t, k), (2, 3, n, k) if transpose else (2, 3, k, n)
+    a_grid, b_grid = grid(rng, a_bits, a_kind, a_shape), grid(rng, b_bits, b_kind, b_shape)
+    layer = matmul(a_grid, b_grid, transpose)
+    a, b = awkward(rng, a_grid, a_shape), awkward(rng, b_grid, b_shape)
+    with torch.no_grad():
+        in_torch = layer(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    left, right = quantized(a_grid, a).astype(np.float64), quantized(b_grid, b).astype(np.float64)
+    right = right.swapaxes(-1, -2) if transpose else right
+    content = graph_of(layer, [a_shape, b_shape], (2, 3, t, n), target)
+    for name, found in {**run_everywhere(content, [a, b]), "torch": in_torch}.items():
+        assert np.all(abs(found - left @ right) <= bound(abs(left) @ abs(right), k)), name
+
+
+@targets
+@FEW
+@given(bits=BITS, kind=MATMUL, transpose=st.booleans(), side=st.sampled_from(["a", "b"]), seed=SEEDS)
+def test_matmul_reads_exact_codes(target, bits, kind, transpose, side, seed):
+    rng = np.random.default_rng(seed)
+    shape = (2, 3, 6, 6)
+    quantizer, plain = grid(rng, bits, kind, shape), uniform(2, "tensor", np.float32(1), np.float32(0))
+    x, eye = awkward(rng, quantizer, shape), np.broadcast_to(np.eye(6, dtype=np.float32), shape)
+    layer = matmul(quantizer, plain, transpose) if side == "a" else matmul(plain, quantizer, transpose)
+    feeds = [x, eye] if side == "a" else [eye, x]
+    expected = quantized(quantizer, x)
+    expected = expected.swapaxes(-1, -2) if side == "b" and transpose else expected
+    for name, found in run_everywhere(graph_of(layer, [shape, shape], shape, target), feeds).items():
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+@targets
+@FEW
+@given(
+    bits=BITS,
+    weight_bits=BITS,
+    seed=SEEDS,
+    how=st.sampled_from(["patches", "overlapping", "padded", "grouped", "dilated", "uneven"]),
+)
+def test_convolution_is_one_rounded_sum(target, bits, weight_bits, seed, how):
+    rng = np.random.default_rng(seed)
+    size = 13 if how == "uneven" else 12
+    options = {
+        "patches": ((4, 4), (0, 0), (1, 1), 1),
+        "uneven": ((4, 4), (0, 0), (1, 1), 1),
+        "overlapping": ((2, 2), (0, 0), (1, 1), 1),
+        "padded": ((4, 4), (1, 2), (1, 1), 1),
+        "grouped": ((4, 4), (0, 0), (1, 1), 2),
+        "dilated": ((1, 1), (0, 0), (2, 2), 1),
+    }[how]
+    stride, padding, dilation, groups = options
+    inputs, outputs = 4, 6
+    shape = (2, inputs, size, size)
+    quantizer = grid(rng, bits, "tensor", shape)
+    codes = rng.integers(0, 2**weight_bits, (outputs, inputs // groups, 4, 4))
+    bias = torch.nn.Parameter(torch.from_numpy(rng.standard_normal(outputs).astype(np.float32)))
+    layer = QuantConv2d(None, bias, stride, padding, dilation, groups)
+    filled = linear(
+        codes,
+        weight_bits,
+        np.exp(rng.uniform(-5, 1, outputs)),
+        rng.integers(0, 2**weight_bits, outputs),
+        None,
+        quantizer,
+    )
+    layer.weight_quantizer, layer.input_quantizer = filled.weight_quantizer, quantizer
+    x = awkward(rng, quantizer, shape)
+    with torch.no_grad():
+        in_torch = layer(torch.from_numpy(x)).numpy()
+        operand, weight = torch.from_numpy(quantized(quantizer, x)).double(), layer.weight_quantizer(None).double()
+        conv = (stride, padding, dilation, groups)
+        exact = torch.nn.functional.conv2d(operand, weight, bias.double(), *conv).numpy()
+        magnitude = torch.nn.functional.conv2d(operand.abs(), weight.abs(), bias.double().abs(), *conv).numpy()
+    content = graph_of(layer, [shape], in_torch.shape, target)
+    for name, found in {**run_everywhere(content, [x]), "torch": in_torch}.items():
+        assert np.all(abs(found - exact) <= bound(magnitude, codes[0].size)), name
