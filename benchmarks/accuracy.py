@@ -1,12 +1,12 @@
 """Accuracy of whole runs on real images: quantize, export, evaluate; one JSON line a run, then a markdown table.
 
-    python benchmarks/accuracy.py run PLAN.toml --data DIR --out RESULTS.jsonl [--jobs 2]
+    python benchmarks/accuracy.py run PLAN.toml --data DIR --out RESULTS.jsonl --runs DIR [--jobs 2]
     python benchmarks/accuracy.py table RESULTS.jsonl
 
 DIR holds ``calib/``, ``val/`` and ``weights/<model>.safetensors``. A plan is a list of ``[[run]]`` tables with
 ``model``, ``recipe`` and further ``fimaq-tool quantize`` options; a list as a value makes one run for each of its
-entries. Every job has one thread, so that two jobs on two cores do not wait for each other. Runs that RESULTS.jsonl
-holds already are left out.
+entries. Every job has one thread, so that two jobs on two cores do not wait for each other. Run folders and ONNX files
+stay in ``--runs``; runs that RESULTS.jsonl holds already are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,35 +37,33 @@ def configurations(plan: Path) -> list[dict[str, Any]]:
     return found
 
 
-def one_run(config: dict[str, Any], data: Path) -> dict[str, Any]:
-    """Quantize, export and evaluate one configuration in a folder that is removed afterwards."""
-    options = {k: v for k, v in config.items() if k not in ("model", "torch")}
-    arguments = [config["model"], *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
-    with tempfile.TemporaryDirectory() as folder:
-        run, onnx = Path(folder, "run"), Path(folder, "model.onnx")
-        weights = data / "weights" / f"{config['model']}.safetensors"
-        quantized = tool("quantize", *arguments, "--weights", weights, "--data", data / "calib", "-o", run)
-        exported = tool("export", run, "-o", onnx)
-        measured = tool("evaluate", onnx, "--data", data / "val")
-        row = {
-            "command": f"fimaq-tool quantize {' '.join(arguments)}",
-            "config": config,
-            "wbits": quantized["wbits"],
-            "abits": quantized["abits"],
-            "fisher": quantized["fisher"],
-            "seed": quantized["seed"],
-            "seconds": quantized["seconds"],
-            "sha256": quantized["sha256"],
-            "bytes": exported["bytes"],
-            "layers": exported["layers"],
-            "parity": exported["parity"],
-            "n": measured["n"],
-            "ort_top1": measured["top1"],
-            "ort_interval": measured["top1_interval"],
-        }
-        if config.get("torch"):
-            row["torch_top1"] = tool("evaluate", run, "--backend", "torch", "--data", data / "val")["top1"]
-    return row
+def one_run(config: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
+    """Quantize, export and evaluate one configuration."""
+    options = {key: value for key, value in config.items() if key != "model"}
+    arguments = [config["model"], *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+    run = runs / "-".join(str(value) for value in config.values())
+    onnx = run.with_name(run.name + ".onnx")
+    weights = data / "weights" / f"{config['model']}.safetensors"
+    quantized = tool("quantize", *arguments, "--weights", weights, "--data", data / "calib", "-o", run, "--force")
+    exported = tool("export", run, "-o", onnx, "--force")
+    measured = tool("evaluate", onnx, "--data", data / "val")
+    return {
+        "command": f"fimaq-tool quantize {' '.join(arguments)}",
+        "config": config,
+        "run": run.name,
+        "wbits": quantized["wbits"],
+        "abits": quantized["abits"],
+        "fisher": quantized["fisher"],
+        "seed": quantized["seed"],
+        "seconds": quantized["seconds"],
+        "sha256": quantized["sha256"],
+        "bytes": exported["bytes"],
+        "layers": exported["layers"],
+        "parity": exported["parity"],
+        "n": measured["n"],
+        "top1": measured["top1"],
+        "top1_interval": measured["top1_interval"],
+    }
 
 
 def tool(*arguments: object) -> dict[str, Any]:
@@ -81,16 +78,16 @@ def tool(*arguments: object) -> dict[str, Any]:
     return result
 
 
-def run(plan: Path, data: Path, out: Path, jobs: int) -> None:
+def run(plan: Path, data: Path, out: Path, runs: Path, jobs: int) -> None:
     """Carry out what is missing in ``out``, ``jobs`` at a time."""
     done = [json.loads(line)["config"] for line in out.read_text().splitlines()] if out.exists() else []
     lock = Lock()
 
     def work(config: dict[str, Any]) -> None:
-        row = one_run(config, data)
+        row = one_run(config, data, runs)
         with lock, out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        sys.stderr.write(f"{row['command']}: {row['ort_top1']:.2f}\n")
+        sys.stderr.write(f"{row['command']}: {row['top1']:.2f}\n")
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, [config for config in configurations(plan) if config not in done]))
@@ -108,15 +105,14 @@ def table(out: Path) -> str:
                 f"W{row['wbits']}/A{row['abits']}",
                 "round to nearest" if rtn else row["fisher"],
                 row["seed"],
-                f"{row['ort_top1']:.2f} ({row['ort_interval'][0]:.1f} to {row['ort_interval'][1]:.1f})",
-                f"{row['torch_top1']:.2f}" if "torch_top1" in row else "",
+                f"{row['top1']:.2f} ({row['top1_interval'][0]:.1f} to {row['top1_interval'][1]:.1f})",
                 round(row["seconds"]["total"]),
                 f"{row['bytes'] / 1e6:.2f}",
                 f"`{row['command']}`",
             ]
         )
     rows.sort(key=lambda row: (row[0], [-int(part[1:]) for part in row[1].split("/")], row[2], row[3]))
-    headers = ["model", "bits", "loss", "seed", "ORT top-1 (95 %)", "torch top-1", "seconds", "MB", "command"]
+    headers = ["model", "bits", "loss", "seed", "top-1 in ONNX Runtime (95 %)", "seconds", "MB", "command"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -128,12 +124,14 @@ def main() -> None:
     runs.add_argument("plan", type=Path)
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--out", type=Path, required=True)
+    runs.add_argument("--runs", type=Path, required=True)
     runs.add_argument("--jobs", type=int, default=1)
     tables = commands.add_parser("table")
     tables.add_argument("results", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.plan, arguments.data, arguments.out, arguments.jobs)
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        run(arguments.plan, arguments.data, arguments.out, arguments.runs, arguments.jobs)
     else:
         sys.stdout.write(table(arguments.results) + "\n")
 

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
@@ -255,48 +256,37 @@ def test_matmul_reads_exact_codes(target, bits, kind, transpose, side, seed):
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
+CONVOLUTIONS = {  # stride, padding, dilation, groups, input side
+    "patches": ((4, 4), (0, 0), (1, 1), 1, 12),
+    "uneven": ((4, 4), (0, 0), (1, 1), 1, 13),
+    "overlapping": ((2, 2), (0, 0), (1, 1), 1, 12),
+    "padded": ((4, 4), (1, 2), (1, 1), 1, 12),
+    "grouped": ((4, 4), (0, 0), (1, 1), 2, 12),
+    "dilated": ((1, 1), (0, 0), (2, 2), 1, 12),
+}
+
+
 @targets
-@FEW
-@given(
-    bits=BITS,
-    weight_bits=BITS,
-    seed=SEEDS,
-    how=st.sampled_from(["patches", "overlapping", "padded", "grouped", "dilated", "uneven"]),
-)
-def test_convolution_is_one_rounded_sum(target, bits, weight_bits, seed, how):
+@pytest.mark.parametrize("how", CONVOLUTIONS)
+@settings(FEW, max_examples=4)
+@given(bits=BITS, weight_bits=BITS, seed=SEEDS)
+def test_convolution_is_one_rounded_sum(target, how, bits, weight_bits, seed):
     rng = np.random.default_rng(seed)
-    size = 13 if how == "uneven" else 12
-    options = {
-        "patches": ((4, 4), (0, 0), (1, 1), 1),
-        "uneven": ((4, 4), (0, 0), (1, 1), 1),
-        "overlapping": ((2, 2), (0, 0), (1, 1), 1),
-        "padded": ((4, 4), (1, 2), (1, 1), 1),
-        "grouped": ((4, 4), (0, 0), (1, 1), 2),
-        "dilated": ((1, 1), (0, 0), (2, 2), 1),
-    }[how]
-    stride, padding, dilation, groups = options
-    inputs, outputs = 4, 6
-    shape = (2, inputs, size, size)
+    *options, side = CONVOLUTIONS[how]
+    inputs, outputs, shape = 4, 6, (2, 4, side, side)
     quantizer = grid(rng, bits, "tensor", shape)
-    codes = rng.integers(0, 2**weight_bits, (outputs, inputs // groups, 4, 4))
+    codes = rng.integers(0, 2**weight_bits, (outputs, inputs // options[3], 4, 4))
+    scale = np.exp(rng.uniform(-5, 1, outputs))
     bias = torch.nn.Parameter(torch.from_numpy(rng.standard_normal(outputs).astype(np.float32)))
-    layer = QuantConv2d(None, bias, stride, padding, dilation, groups)
-    filled = linear(
-        codes,
-        weight_bits,
-        np.exp(rng.uniform(-5, 1, outputs)),
-        rng.integers(0, 2**weight_bits, outputs),
-        None,
-        quantizer,
-    )
-    layer.weight_quantizer, layer.input_quantizer = filled.weight_quantizer, quantizer
+    layer = QuantConv2d(None, bias, *options)
+    layer.weight_quantizer = coded(codes, weight_bits, scale, rng.integers(0, 2**weight_bits, outputs))
+    layer.input_quantizer = quantizer
     x = awkward(rng, quantizer, shape)
     with torch.no_grad():
         in_torch = layer(torch.from_numpy(x)).numpy()
         operand, weight = torch.from_numpy(quantized(quantizer, x)).double(), layer.weight_quantizer(None).double()
-        conv = (stride, padding, dilation, groups)
-        exact = torch.nn.functional.conv2d(operand, weight, bias.double(), *conv).numpy()
-        magnitude = torch.nn.functional.conv2d(operand.abs(), weight.abs(), bias.double().abs(), *conv).numpy()
+        exact = F.conv2d(operand, weight, bias.double(), *options).numpy()
+        magnitude = F.conv2d(operand.abs(), weight.abs(), bias.double().abs(), *options).numpy()
     content = graph_of(layer, [shape], in_torch.shape, target)
     for name, found in {**run_everywhere(content, [x]), "torch": in_torch}.items():
         assert np.all(abs(found - exact) <= bound(magnitude, codes[0].size)), name

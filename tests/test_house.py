@@ -88,8 +88,10 @@ def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
     for path in [*packaged_files(), Path("pyproject.toml"), Path("README.md"), Path("LICENSE")]:
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, source / path)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    subprocess.run(
+        [*command, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)], check=True
+    )
 
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())

@@ -82,8 +82,8 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
     by_token = recipe.activations.granularity == "token" and not is_conv and len(seen.shape) > 2
     rows = torch.cat(seen.rows)
     weight = layer.weight.detach().flatten(1)
-    if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; judge each by its mean-sized input
-        rows = rows.view(len(rows), layer.groups, -1).mean(1)
+    if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; each is judged on those of all
+        rows = rows.reshape(len(rows) * layer.groups, -1)
     (scale, zero), (in_scale, in_zero) = search_linear(
         weight, rows, weight_spec, QuantSpec(bits), recipe.calibrate.candidates, recipe.calibrate.rounds, start
     )

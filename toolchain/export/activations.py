@@ -171,9 +171,9 @@ def _integer(
 ) -> ir.Value:
     """``QuantizeLinear -> Clip -> DequantizeLinear``, the clip only where the container holds more than the bits.
 
-    The clip acts on integers, between the two: ONNX Runtime then still sees a quantized product (a clip of floats
-    after DequantizeLinear does not survive its optimiser, see docs/onnx-runtime.md). A transpose goes there too, so
-    that DequantizeLinear sits directly on the product and a quarter of the bytes are moved.
+    The clip acts on integers, between the two: ONNX Runtime then still sees a quantized product, exact at every
+    level (a clip of floats after DequantizeLinear becomes another product, which is not). A transpose goes there
+    too, so that DequantizeLinear sits directly on the product and a quarter of the bytes are moved.
     ``bits`` is given where the values have already been clipped; ``layout`` is repeated on the codes.
     """
     grid = bits or x.bits

@@ -1,9 +1,10 @@
 """Target ``ort-cpu``: ONNX Runtime's integer kernels on a CPU.
 
-DequantizeLinear, MatMul, DequantizeLinear becomes MatMulIntegerToFloat. Codes are 8-bit integers whatever their bits,
-since 4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 and cast, which ONNX Runtime
-does once when it loads the file. The left operand is unsigned; the right one signed, which is twice as fast as
-unsigned where a CPU has VNNI (see docs/onnx-runtime.md), as long as that is exact on a CPU without.
+A product of two DequantizeLinear becomes MatMulIntegerToFloat. Codes are 8-bit integers whatever their bits, since
+4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 and cast, which ONNX Runtime does
+once when it loads the file. The left operand is unsigned, the right one signed as long as that is exact on every CPU:
+on one with AVX512-VNNI, onnxruntime 1.31 took 57 us for [197, 192] x [192, 576] with signed weights, 115 with
+unsigned ones and 160 in float (one thread).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def export_run(
     check_free(out, force)
     loaded = load_run(run)
     manifest = loaded.manifest
-    batch = _arrays(_parity_images(manifest, images, data), loaded.preprocessing)
+    batch = _arrays(parity_images(manifest, images, data), loaded.preprocessing)
     described = manifest["model"]
     description = Description(
         model=described["name"],
@@ -107,8 +107,11 @@ def operand_bits(layers: list[Mapping[str, Any]]) -> dict[str, int]:
     return bits
 
 
-def _parity_images(manifest: Mapping[str, Any], count: int, data: str | None) -> ImageSet:
-    """The first ``count`` calibration images, or as many of ``data`` where those are not there."""
+def parity_images(manifest: Mapping[str, Any], count: int, data: str | None) -> ImageSet:
+    """The first ``count`` calibration images, or as many of ``data`` where those are not there.
+
+    Raises InputError where there are none; then ``data`` would help.
+    """
     calibration = manifest["calibration"]
     source = data or calibration["source"]
     try:

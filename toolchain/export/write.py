@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -53,4 +53,5 @@ def whole_file(out: Path, content: bytes) -> Iterator[Path]:
         yield temporary
         temporary.replace(out)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone, or never there
+            temporary.unlink()

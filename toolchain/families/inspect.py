@@ -23,7 +23,8 @@ PRODUCTS = {
     "mm", "addmm", "addmv", "mv", "dot", "bmm", "baddbmm", "addbmm", "matmul", "linear", "convolution",
     "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_cudnn_attention", "_native_multi_head_attention", "_trilinear",
+    "_scaled_dot_product_cudnn_attention", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+    "_trilinear", "_cdist_forward", "_sparse_addmm", "_scaled_mm", "_int_mm", "mkldnn_rnn_layer", "_cudnn_rnn",
 }  # fmt: skip
 """ATen operators that multiply matrices: each must run inside a quantized layer."""
 

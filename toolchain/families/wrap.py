@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..nn import QuantAttention, QuantConv2d, QuantLayer, QuantLinear
+from ..nn import QuantAttention, QuantConv2d, QuantLayer, QuantLinear, QuantMatMul
 from .base import Block, Family
 from .inspect import attention_callers, refuse_float_products
 from .swin import SwinFamily
@@ -75,21 +75,26 @@ def wrap(model: nn.Module, input_size: tuple[int, int, int]) -> QuantModel:
     blocks = family.blocks(model)
     refuse_float_products(model, image)
     layers = _layers_in_order(model, image)
-    wrapped = QuantModel(model, family.name, blocks, layers)
+    _refuse_shared_weights(layers)
+    wrapped = QuantModel(model, family.name, blocks, layers).eval()
     _check_chain(wrapped, image, expected)
     return wrapped
 
 
 def _replace(model: nn.Module, attention: list[nn.Module]) -> None:
-    """Put quantized layers in the place of float ones, keeping parameters."""
+    """Put quantized layers in the place of float ones, keeping parameters; a layer with two places stays one layer."""
+    made: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, QuantLinear.from_float(child))
-            elif type(child) is nn.Conv2d:
-                setattr(parent, name, QuantConv2d.from_float(child))
-            elif child in attention:
-                setattr(parent, name, QuantAttention(child))
+            if child not in made:
+                if type(child) is nn.Linear:
+                    made[child] = QuantLinear.from_float(child)
+                elif type(child) is nn.Conv2d:
+                    made[child] = QuantConv2d.from_float(child)
+                elif child in attention:
+                    made[child] = QuantAttention(child)
+            if child in made:
+                setattr(parent, name, made[child])
 
 
 def _layers_in_order(model: nn.Module, image: Tensor) -> dict[str, QuantLayer]:
@@ -114,6 +119,18 @@ def _layers_in_order(model: nn.Module, image: Tensor) -> dict[str, QuantLayer]:
                 "input scale. This architecture needs a family of its own."
             )
     return {names[layer]: layer for layer in order}
+
+
+def _refuse_shared_weights(layers: dict[str, QuantLayer]) -> None:
+    """Two layers of one weight would each round it and fold scales into it."""
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        owner = name if isinstance(layer, QuantMatMul) else owners.setdefault(id(layer.weight), name)
+        if owner != name:
+            raise UnsupportedModelError(
+                f"layers {owner!r} and {name!r} share one weight: wanted a weight of its own for each. "
+                "This architecture needs a family of its own."
+            )
 
 
 def _check_chain(wrapped: QuantModel, image: Tensor, expected: Tensor) -> None:

@@ -24,6 +24,9 @@ def encode(x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     """Straight-through rounding; the scale's gradient is that of LSQ (arXiv:1902.08153, eq. 3).
 
+    A value counts as inside the grid by its rounded level, as in the authors' code; LSQ's own text decides before
+    rounding, half a step earlier.
+
     ``keep`` (1 or 0 per element) passes an element through unquantized (QDrop, arXiv:2203.05740). Masks are floats and
     selections are ``lerp`` (exact at 0 and 1): on a CPU ``where`` takes ten times as long as a multiplication.
     """

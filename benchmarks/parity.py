@@ -1,0 +1,137 @@
+"""Does the deployed file predict what was optimised? ONNX Runtime against the torch model, on a whole validation set.
+
+    python benchmarks/parity.py RUN [RUN ...] --data VAL --out RESULTS.jsonl [--limit N]
+    python benchmarks/parity.py table RESULTS.jsonl
+
+For every run: its ONNX file in ONNX Runtime, optimised and with optimisation off, against the fake-quantized torch model
+in float32; beside it the noise floor, that model against its own float64 copy. Differences of top-1 come with the
+paired 95 % interval (Wald, from the images on which just one of the two is right).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from fimaq.toolchain.data import open_dataset
+from fimaq.toolchain.export import export_run
+from fimaq.toolchain.export.parity import snr_db, torch_predictor
+from fimaq.toolchain.run_folder import load_run
+from fimaq.toolchain.runtime import open_session
+
+BATCH = 16
+
+
+def logits(predict: Any, images: np.ndarray) -> np.ndarray:
+    """All images' logits, ``BATCH`` at a time."""
+    return np.concatenate([predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+
+
+def paired(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Difference of two accuracies on the same images in points, with its 95 % interval; inputs are 'is right'."""
+    n, only_one, only_other = len(one), int((one & ~other).sum()), int((other & ~one).sum())
+    delta = (only_one - only_other) / n
+    half = 1.96 * math.sqrt(max(only_one + only_other - n * delta**2, 0)) / n
+    return 100 * delta, 100 * (delta - half), 100 * (delta + half)
+
+
+def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
+    """One row."""
+    loaded = load_run(run)
+    dataset = open_dataset(str(data), classes=loaded.classes).take(limit)
+    images = np.stack([loaded.preprocessing.apply(dataset.load(i)) for i in range(len(dataset))])
+    labels = np.asarray(dataset.labels)
+    single = logits(torch_predictor(loaded.model, torch.float32), images)
+    double = logits(torch_predictor(loaded.model, torch.float64), images)
+    row: dict[str, Any] = {
+        "run": run.name,
+        "recipe": loaded.manifest["recipe"]["name"],
+        "model": loaded.manifest["model"]["name"],
+        "n": len(labels),
+        "torch_top1": 100 * float((single.argmax(1) == labels).mean()),
+        "noise_floor": 100 * float((single.argmax(1) == double.argmax(1)).mean()),
+        "floor_snr_db": snr_db(single, double),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(folder, "model.onnx")
+        row["codes_equal"] = export_run(run, onnx, images=16)["parity"]["codes_equal"]
+        for name, optimize in (("optimised", True), ("plain", False)):
+            session = open_session(onnx, threads=1, optimize=optimize)
+            found = logits(lambda batch, session=session: session.run(None, {"image": batch})[0], images)
+            right = found.argmax(1) == labels
+            row[name] = {
+                "top1": 100 * float(right.mean()),
+                "agreement": 100 * float((found.argmax(1) == single.argmax(1)).mean()),
+                "snr_db": snr_db(single, found),
+                "difference": paired(right, single.argmax(1) == labels),
+            }
+    return row
+
+
+def table(results: Path) -> str:
+    """Markdown, a line a run."""
+    rows = []
+    for line in results.read_text().splitlines():
+        row = json.loads(line)
+        delta, low, high = row["optimised"]["difference"]
+        rows.append(
+            [
+                row["model"],
+                row["recipe"],
+                f"{row['torch_top1']:.2f}",
+                f"{row['optimised']['top1']:.2f}",
+                f"{delta:+.2f} ({low:+.2f} to {high:+.2f})",
+                f"{row['noise_floor']:.2f}",
+                f"{row['optimised']['agreement']:.2f}",
+                f"{row['plain']['agreement']:.2f}",
+                f"{row['floor_snr_db']:.0f} / {row['optimised']['snr_db']:.0f}",
+                "all" if row["codes_equal"] else "NO",
+            ]
+        )
+    headers = [
+        "model",
+        "recipe",
+        "torch top-1",
+        "ORT top-1",
+        "difference (paired 95 %)",
+        "noise floor",
+        "agreement",
+        "agreement, not optimised",
+        "SNR dB floor / ORT",
+        "codes equal",
+    ]
+    return tabulate(sorted(rows), headers, tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    if sys.argv[1:2] == ["table"]:
+        sys.stdout.write(table(Path(sys.argv[2])) + "\n")
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for run in arguments.runs:
+        began = time.monotonic()
+        row = measure(run, arguments.data, arguments.limit)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        sys.stderr.write(f"{run.name}: {time.monotonic() - began:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""The export pipeline on small whole models: what is in the file, what ONNX Runtime makes of it, what is refused."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import timm
+import torch
+from onnx import numpy_helper
+from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+from PIL import Image
+from timm.layers import set_fused_attn
+
+from fimaq.toolchain.artifact import Artifact
+from fimaq.toolchain.errors import InputError, UsageError
+from fimaq.toolchain.evaluate import OrtPredictor
+from fimaq.toolchain.export import export_float, export_run
+from fimaq.toolchain.export.errors import ExportError
+from fimaq.toolchain.export.kernels import layer_kernels
+from fimaq.toolchain.export.metadata import Description
+from fimaq.toolchain.export.ops import DOMAIN
+from fimaq.toolchain.export.run import operand_bits, parity_images
+from fimaq.toolchain.export.stored import stored_differences
+from fimaq.toolchain.export.targets import TARGETS
+from fimaq.toolchain.export.tidy import after_lowering, before_lowering
+from fimaq.toolchain.export.trace import trace
+from fimaq.toolchain.families import QuantModel, wrap
+from fimaq.toolchain.nn import QuantLinear, QuantMatMul
+from fimaq.toolchain.preprocess import Preprocessing
+from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer, encode
+from fimaq.toolchain.run_folder import layer_rows, load_run, run_tensors
+from fimaq.toolchain.runtime import open_session
+from fimaq.toolchain.spec import QuantSpec
+
+SIZE = (3, 32, 32)
+MODELS = {
+    "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "depths": (2, 2),
+            "embed_dim": 24,
+            "num_heads": (2, 4),
+            "num_classes": 5,
+        },
+    ),
+}
+CASES = [("vit", "tensor", "tensor"), ("vit", "token", "head-token"), ("swin", "tensor", "tensor")]
+PREPROCESSING = Preprocessing(32, 32, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLASSES = {"wnids": None, "names": list("abcde")}
+
+
+def grid(x: torch.Tensor, bits: int, granularity: str) -> UniformQuantizer:
+    """Minimum and maximum over the axes that are not kept; one zero point a head (or tensor), as recipes have it."""
+    kept = {"tensor": (), "token": (1,), "head": (1,), "head-token": (1, 2)}[granularity]
+    reduced = [axis for axis in range(x.dim()) if axis not in kept]
+    low, high = (f(x, reduced, keepdim=True) for f in (torch.amin, torch.amax))
+    scale = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1)).clamp(min=1e-6)
+    one = [axis for axis in range(x.dim()) if axis != 1 or granularity in ("tensor", "token")]
+    least, most = low.amin(one, keepdim=True).clamp(max=0), high.amax(one, keepdim=True).clamp(min=0)
+    zero_point = torch.round(-least / ((most - least).clamp(min=1e-6) / (2**bits - 1)))
+    if granularity == "tensor":
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    return UniformQuantizer(QuantSpec(bits, granularity), scale, zero_point)
+
+
+def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
+    flat = weight.detach().flatten(1)
+    low, high = flat.amin(1).clamp(max=0), flat.amax(1).clamp(min=0)
+    scale = ((high - low) / (2**bits - 1)).view(-1, *[1] * (weight.dim() - 1))
+    zero_point = torch.round(-low / scale.flatten()).view_as(scale)
+    codes = encode(weight.detach(), scale, zero_point, 2**bits - 1).to(torch.uint8)
+    return CodedWeight(QuantSpec(bits, "channel"), codes, scale, zero_point)
+
+
+def quantized(name: str, bits: int, linear: str, product: str) -> QuantModel:
+    timm_name, kwargs = MODELS[name]
+    set_fused_attn(enable=True, experimental=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap(timm.create_model(timm_name, **kwargs), SIZE)
+        image = torch.randn(4, *SIZE)
+
+    def fill(layer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(layer, QuantMatMul):
+            layer.a_quantizer, layer.b_quantizer = (grid(x, bits, product) for x in args)
+        else:
+            spatial = isinstance(layer, QuantLinear) and args[0].dim() > 2
+            layer.input_quantizer = grid(args[0], bits, linear if spatial and args[0].dim() == 3 else "tensor")
+            layer.weight_quantizer = coded(layer.weight, bits)
+            layer.weight = None
+
+    hooks = [layer.register_forward_pre_hook(fill) for layer in model.layers.values()]
+    with torch.no_grad():
+        model(image)
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def save_run(folder: Path, name: str, model: QuantModel, images: Path) -> Path:
+    timm_name, kwargs = MODELS[name]
+    described = {
+        "name": "toy",
+        "timm_name": timm_name,
+        "input_size": SIZE,
+        "kwargs": kwargs,
+        "weights_sha256": "0" * 64,
+    }
+    calibration = {"source": str(images), "sample_ids": [f"{i}.png" for i in range(12)]}
+    manifest = {
+        "model": described,
+        "preprocessing": json.loads(PREPROCESSING.to_json()),
+        "classes": CLASSES,
+        "recipe": {"name": "toy"},
+        "layers": layer_rows(model),
+        "calibration": calibration,
+    }
+    Artifact(manifest, run_tensors(model)).save(folder)
+    return folder
+
+
+def lowered(traced: onnx.ModelProto, target: str, model: QuantModel) -> onnx.ModelProto:
+    graph = ir.serde.deserialize_model(traced)
+    for step in (*before_lowering(), *TARGETS[target].passes(), *after_lowering()):
+        graph = step(graph).model
+    Description("toy", "0" * 64, target, PREPROCESSING, CLASSES, {}, layer_rows(model)).write_to(graph)
+    return ir.serde.serialize_model(graph)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
+def case(request):
+    name, linear, product = request.param
+    model = quantized(name, 4, linear, product)
+    return model, ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), product
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, images) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "run", "vit", quantized("vit", 4, "tensor", "tensor"), images)
+
+
+def test_tracing_makes_one_operator_of_each_layer_and_leaves_the_model_alone(case):
+    model, traced, _ = case
+    layers = [a.s.decode() for n in traced.graph.node if n.domain == DOMAIN for a in n.attribute if a.name == "layer"]
+    assert sorted(layers) == sorted(model.layers)
+    assert {id(layer) for layer in model.layers.values()} <= {id(module) for module in model.model.modules()}
+    assert {"Div", "Round", "MatMul", "Gemm", "Conv"}.isdisjoint(n.op_type for n in traced.graph.node if not n.domain)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_lowered_model_is_standard_clean_and_named_by_layer(case, target):
+    model, traced, _ = case
+    proto = lowered(traced, target, model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 21)]
+    shapes = [
+        [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*proto.graph.input, *proto.graph.output)
+    ]
+    assert shapes == [["batch", *SIZE], ["batch", 5]]
+    assert [v.name for v in (*proto.graph.input, *proto.graph.output)] == ["image", "logits"]
+    names = Counter(node.name for node in proto.graph.node)
+    assert max(names.values()) == 1
+    assert all(f"{layer}/MatMul" in names or f"{layer}/Conv" in names for layer in model.layers)
+    # Nothing of how it was made, or of this machine.
+    content = proto.SerializeToString()
+    assert not any(word in content for word in (b"site-packages", b"stack_trace", b"pkg.torch", b"wrapped", b".py"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_constants_are_folded_used_and_stored_once(case, target):
+    model, traced, _ = case
+    graph = lowered(traced, target, model).graph
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read
+    contents = Counter(t.raw_data for t in graph.initializer if len(t.raw_data) > 256 and any(t.raw_data))
+    assert max(contents.values()) == 1
+    computed = {"Where", "Equal", "Range", "ConstantOfShape", "Pad", "Mod"}  # masks and bias tables are folded
+    assert computed.isdisjoint(node.op_type for node in graph.node)
+    codes = sum(len(t.raw_data) for t in graph.initializer if t.name.endswith(".codes"))
+    assert codes == sum(
+        (layer.weight_quantizer.codes.numel() + 1) // 2
+        for layer in model.layers.values()
+        if not isinstance(layer, QuantMatMul)
+    )
+
+
+def test_every_scalar_product_runs_on_integer_kernels(case, tmp_path):
+    model, traced, product = case
+    onnx.save(lowered(traced, "ort-cpu", model), tmp_path / "model.onnx")
+    kernels = layer_kernels(tmp_path / "model.onnx")
+    # A scale per token of the values varies along the axis that attention sums over: it cannot leave the product.
+    expected = {
+        name: "float" if product == "head-token" and name.endswith(".av") else "integer" for name in model.layers
+    }
+    assert kernels == expected
+
+
+def test_integer_kernels_and_results_survive_a_fixed_batch_and_default_options(case, tmp_path):
+    import onnxruntime as ort
+
+    model, traced, _ = case
+    proto = lowered(traced, "ort-cpu", model)
+    image = np.random.default_rng(0).standard_normal((2, *SIZE), dtype=np.float32)
+    expected = open_session(proto.SerializeToString()).run(None, {"image": image})[0]
+    defaults = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(defaults.run(None, {"image": image})[0], expected)
+    onnx.save(proto, tmp_path / "dynamic.onnx")
+    make_dim_param_fixed(proto.graph, "batch", 2)
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    np.testing.assert_array_equal(open_session(tmp_path / "fixed.onnx").run(None, {"image": image})[0], expected)
+    assert layer_kernels(tmp_path / "fixed.onnx") == layer_kernels(tmp_path / "dynamic.onnx")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_any_changed_number_is_found_in_the_file(case, target):
+    model, traced, _ = case
+    proto = lowered(traced, target, model)
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    assert list(stored_differences(proto, tensors, bits)) == []
+    for name in bits:
+        parts = ("codes", "scale", "zero_point") if name.endswith(".weight") else ("scale", "zero_point")
+        for part in parts:
+            key = f"{name}.{part}"
+            changed = tensors[key].copy()
+            changed.reshape(-1)[-1] = (
+                changed.reshape(-1)[-1] * 1.0001 if part == "scale" else changed.reshape(-1)[-1] ^ 1
+            )
+            assert list(stored_differences(proto, {**tensors, key: changed}, bits)) == [key]
+
+
+def test_layers_that_are_not_finished_are_refused_and_the_model_is_left_alone(case):
+    model, _, _ = case
+    before = dict(model.model.named_modules())
+    name = next(name for name in reversed(model.layers) if name.endswith("fc2"))
+    finished, model.layers[name].input_quantizer = model.layers[name].input_quantizer, torch.nn.Identity()
+    try:
+        with pytest.raises(ExportError, match=f"layer '{name}' has an input in Identity: wanted fixed scales"):
+            trace(model.model, model.layers, SIZE, 21)
+    finally:
+        model.layers[name].input_quantizer = finished
+    assert dict(model.model.named_modules()) == before
+
+
+def test_a_tensor_read_twice_on_one_grid_is_quantized_once():
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (QuantLinear(None, None) for _ in range(3))
+            for layer, scale in ((self.one, 0.1), (self.two, 0.1), (self.three, 0.2)):
+                layer.weight_quantizer = coded(torch.randn(4, 3), 4)
+                layer.input_quantizer = UniformQuantizer(QuantSpec(4), torch.tensor(scale), torch.tensor(7.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.relu()
+            return self.one(y) + self.two(y) * self.three(y)
+
+    model = Twice()
+    layers = {"one": model.one, "two": model.two, "three": model.three}
+    graph = trace(model, layers, (3, 5, 3), 21)
+    for step in TARGETS["ort-cpu"].passes():
+        graph = step(graph).model
+    assert Counter(node.op_type for node in graph.graph)["QuantizeLinear"] == 2
+
+
+def test_a_run_becomes_a_checked_file(run, images, tmp_path):
+    out = tmp_path / "deep" / "model.onnx"
+    result = export_run(run, out, images=12)
+    assert set(result) == {"onnx", "target", "opset", "bytes", "layers", "parity"}
+    assert (result["onnx"], result["target"], result["opset"], result["bytes"]) == (
+        str(out),
+        "ort-cpu",
+        21,
+        out.stat().st_size,
+    )
+    assert result["layers"] == {"integer": 14, "float": 0}
+    parity = result["parity"]
+    assert (parity["images"], parity["codes_equal"]) == (12, True)
+    assert 0 <= parity["noise_floor"] <= 100
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    predictor = OrtPredictor(out)
+    manifest = load_run(run).manifest
+    assert predictor.preprocessing == PREPROCESSING
+    assert predictor.classes == CLASSES
+    stored = {key: json.loads(value) for key, value in predictor.metadata.items()}
+    assert set(stored) == {
+        f"fimaq.{key}" for key in ("format", "preprocessing", "classes", "recipe", "layers", "provenance")
+    }
+    assert stored["fimaq.layers"] == manifest["layers"]
+    assert stored["fimaq.recipe"] == manifest["recipe"]
+    assert stored["fimaq.provenance"]["run_sha256"] == manifest["sha256"]
+    assert stored["fimaq.provenance"]["target"] == "ort-cpu"
+
+    again = tmp_path / "again.onnx"
+    export_run(run, again, images=1)
+    assert again.read_bytes() == out.read_bytes()  # equal runs give equal files
+
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="exists") as refused:
+        export_run(run, out)
+    assert refused.value.exit_code == 4
+    assert out.read_bytes() == before
+    assert export_run(run, out, target="portable", opset=22, force=True, images=4, data=str(images))["opset"] == 22
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"target": "tpu"}, UsageError, "target 'tpu' is unknown: wanted one of ort-cpu, portable"),
+        ({"opset": 13}, UsageError, "--opset is 13; wanted 21 to 23"),
+        ({"data": "/nowhere"}, InputError, "/nowhere"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(run, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        export_run(run, tmp_path / "model.onnx", images=1, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_calibration_images_ask_for_data(tmp_path):
+    manifest = {"calibration": {"source": str(tmp_path / "gone"), "sample_ids": ["0.png"]}}
+    with pytest.raises(InputError, match=r"calibration images are no longer at .*gone.* --data DIR"):
+        parity_images(manifest, 8, None)
+
+
+def test_other_images_stand_in_for_calibration_images(images):
+    manifest = {"calibration": {"source": "gone", "sample_ids": ["elsewhere.png"]}}
+    assert len(parity_images(manifest, 8, str(images))) == 8
+    assert len(parity_images(manifest, 64, str(images))) == 12
+    manifest["calibration"]["sample_ids"] = ["7.png", "3.png", "5.png"]
+    assert parity_images(manifest, 2, str(images)).sample_ids == ("7.png", "3.png")
+
+
+@pytest.mark.parametrize("fault", ["codes", "wiring", "invalid"])
+def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fault):
+    from fimaq.toolchain.export import run as module
+
+    def broken(model: ir.Model) -> onnx.ModelProto:
+        proto = ir.serde.serialize_model(model)
+        if fault == "invalid":
+            proto.graph.node[5].op_type = "Nonsense"
+        for tensor in proto.graph.initializer:
+            if fault == "codes" and tensor.name == "blocks.1.mlp.fc2.weight.codes":
+                tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+            if fault == "wiring" and tensor.name == "head.bias":
+                bias = numpy_helper.to_array(tensor) + np.float32([0, 1e3, 0, 0, 0])
+                tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+        return proto
+
+    monkeypatch.setattr(module, "serialize", broken)
+    message = {
+        "codes": "would not hold blocks.1.mlp.fc2.weight.codes of the run exactly",
+        "wiring": "the file predicts the torch model's class for",
+        "invalid": "the exported graph is not valid ONNX",
+    }[fault]
+    with pytest.raises(ExportError, match=message) as refused:
+        export_run(run, tmp_path / "model.onnx", images=12)
+    assert refused.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_float_model_has_the_same_metadata(tmp_path):
+    out = tmp_path / "float.onnx"
+    result = export_float("demo_vit", out)
+    assert (result["target"], result["layers"]) == ("float", {"integer": 0, "float": 0})
+    assert result["parity"]["codes_equal"] is None
+    assert result["parity"]["snr_db"] > 90
+    predictor = OrtPredictor(out)
+    assert json.loads(predictor.metadata["fimaq.layers"]) == []
+    assert json.loads(predictor.metadata["fimaq.recipe"]) is None
+    assert predictor.classes["names"] == list("0123456789")
+    with pytest.raises(InputError, match="exists"):
+        export_float("demo_vit", out)
+
+
+def test_importing_export_loads_no_torch():
+    script = (
+        "import sys, fimaq.toolchain.export, fimaq.toolchain.export.kernels, fimaq.toolchain.export.stored, "
+        "fimaq.toolchain.export.targets; print('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout == "False\n"
+    )

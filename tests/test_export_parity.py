@@ -1,0 +1,69 @@
+"""When a file counts as agreeing with the torch model, and how it is written."""
+
+import numpy as np
+import pytest
+
+from fimaq.toolchain.errors import InputError
+from fimaq.toolchain.export import write
+from fimaq.toolchain.export.errors import ExportError
+from fimaq.toolchain.export.parity import SIGNIFICANCE, Agreement, snr_db
+
+
+def agreement(both: int, only_file: int, only_floor: int, neither: int) -> Agreement:
+    counts = (both, only_file, only_floor, neither)
+    agrees = np.repeat([True, True, False, False], counts)
+    return Agreement(agrees, np.repeat([True, False, True, False], counts), 0.0, 0.0)
+
+
+def test_percentages_and_the_exact_sign_test():
+    found = agreement(50, 3, 7, 4)
+    assert found.top1_agreement == pytest.approx(100 * 53 / 64)
+    assert found.noise_floor == pytest.approx(100 * 57 / 64)
+    assert found.p_value == pytest.approx(176 / 1024)  # P(X >= 7), X ~ Bin(10, 1/2)
+    assert agreement(64, 0, 0, 0).p_value == 1.0
+    assert agreement(0, 0, 10, 0).p_value == 2**-10
+
+
+def test_a_sound_file_is_refused_once_in_a_thousand_and_a_broken_one_always():
+    rng = np.random.default_rng(0)
+    floor, sound = rng.random((2, 4000, 64)) < 0.835  # two independent draws at the measured W4/A4 floor
+    refused = [Agreement(f, s, 0, 0).p_value < SIGNIFICANCE for f, s in zip(floor, sound, strict=True)]
+    assert np.mean(refused) <= 2 * SIGNIFICANCE
+    broken = rng.random((1000, 64)) < 0.4
+    missed = [Agreement(b, f, 0, 0).p_value >= SIGNIFICANCE for b, f in zip(broken, floor, strict=False)]
+    assert np.mean(missed) <= 0.05
+
+
+def test_snr():
+    x = np.ones((2, 5), np.float32)
+    assert snr_db(x, x) == 200.0
+    assert snr_db(x, x * 1.1) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "model.onnx"
+    with pytest.raises(ZeroDivisionError), write.whole_file(out, b"new"):
+        assert 1 / (out.exists() - 0)
+    assert list(tmp_path.iterdir()) == []
+    with write.whole_file(out, b"new") as temporary:
+        assert temporary.read_bytes() == b"new"
+        assert not out.exists()
+    assert out.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_outputs_that_cannot_be_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder; wanted the name of a file"):
+        write.check_free(tmp_path, force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), write.whole_file(tmp_path / "file" / "model.onnx", b""):
+        pass
+
+
+def test_a_model_too_large_for_one_file_is_refused(monkeypatch):
+    import onnx_ir as ir
+
+    monkeypatch.setattr(write, "PROTOBUF_LIMIT", 1)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty")
+    with pytest.raises(ExportError, match="one ONNX file holds at most 2 GiB"):
+        write.serialize(ir.Model(graph, ir_version=10))
