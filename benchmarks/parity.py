@@ -3,8 +3,8 @@
     python benchmarks/parity.py RUN [RUN ...] --data VAL --out RESULTS.jsonl [--limit N]
     python benchmarks/parity.py table RESULTS.jsonl
 
-For every run: its ONNX file in ONNX Runtime, optimised and with optimisation off, against the fake-quantized torch model
-in float32; beside it the noise floor, that model against its own float64 copy. Differences of top-1 come with the
+For every run: its ONNX file in ONNX Runtime, optimised and with optimisation off, against the fake-quantized torch
+model in float32; beside it the noise floor, that model against its own float64 copy. Differences of top-1 come with the
 paired 95 % interval (Wald, from the images on which just one of the two is right).
 """
 
