@@ -348,20 +348,23 @@ def test_a_steps_input_mixes_the_prefixes_of_the_same_images(drop_input, share):
 def test_probes_see_the_block_without_drop_and_steps_with_it():
     layer, cache, objective = one_layer(), cache_of(), Recorder()
     cache.clean_in, cache.quant_in = noise(8, 6), noise(8, 6)
-    outputs: list[Tensor] = []
+    runs: list[tuple[Tensor, Tensor]] = []
 
     def module(x: Tensor) -> Tensor:
-        outputs.append(layer(x))
-        return outputs[-1]
+        runs.append((x, layer(x)))
+        return runs[-1][1]
 
     settings = recipe(reconstruct={"drop_inside": 0.5, "iterations": 4, "batch_size": 8, "round_weight": 0.0})
     inner = layer.input_quantizer
     learn(layer, cache, objective, settings, module)
     # with a loss of zero nothing moves: the soft weight is the clamped float one all the way
     weight = layer.weight.detach().clamp(-0.4, 0.3)
-    wanted = F.linear(inner(cache.clean_in), weight, layer.bias.detach())
-    for probed in objective.probed:
-        torch.testing.assert_close(probed, wanted, rtol=1e-5, atol=1e-5)  # alpha costs 1e-6 of a level
+    for number, (x, output) in enumerate(runs):
+        without_drop = F.linear(inner(x), weight, layer.bias).detach()
+        difference = (output.detach() - without_drop).abs().max()
+        # a probe and a step take turns; alpha costs 1e-6 of a level
+        assert difference < 1e-5 if number % 2 == 0 else difference > 1e-2
+    assert len(runs) == 8
     assert layer.input_quantizer is inner
     assert not inner.scale.requires_grad
 
@@ -392,12 +395,16 @@ def test_a_scale_learning_rate_of_zero_leaves_scales():
 
 
 def test_scales_stay_positive_under_any_learning_rate():
-    """A scale that passes zero has no grid and no ONNX file; small scales are a few steps from it."""
-    for gain in (1.0, -1.0):
-        layer, cache = one_layer(), cache_of()
-        learn(layer, cache, Recorder(gain=gain), recipe(reconstruct={"scale_lr": 0.5, "iterations": 10}))
-        assert float(layer.input_quantizer.scale.detach()) > 0
-        assert layer(cache.clean_in).isfinite().all()
+    """A scale that passes zero has no grid and no ONNX file; a small one is a few steps away from it."""
+    layer, seen = one_layer(), []
+    layer.weight.data.fill_(0.25)
+    cache = BlockCache(torch.full((8, 6), 99.0), torch.full((8, 6), 99.0), torch.zeros(8, 3))
+    task = Advances(lambda: seen.append(float(layer.input_quantizer.quantizer.scale.detach())))
+    settings = recipe(reconstruct={"scale_lr": 0.05, "iterations": 20, "drop_inside": 0.0})
+    learn(layer, cache, Recorder(gain=1.0), settings, task=task)  # pulls the scale down all the way: 0.5 from 0.3
+    assert min(seen) < 0.01
+    assert min(seen) > 0
+    assert layer(cache.clean_in).isfinite().all()
 
 
 def test_the_regularizer_waits_for_the_warm_up_and_then_decides():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +48,7 @@ def observing(layers: dict[str, QuantLayer], calls: int, generator: torch.Genera
             chosen = torch.randperm(len(rows), generator=generator)[: max(1, ROWS // calls)]
             seen[name].rows.append(rows[chosen.to(rows.device)])
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: record(name, module, args))  # type: ignore[misc]
-        for name, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:

@@ -35,14 +35,14 @@ class Emitter:
         stored = np.ascontiguousarray(array).astype(dtype.numpy()).reshape(array.shape)
         known = self.graph.initializers.get(name)
         if known is not None:
-            same = known.dtype == dtype and known.const_value is not None
-            if not same or not np.array_equal(known.const_value.numpy(), stored):  # type: ignore[union-attr]
+            value = known.const_value
+            if known.dtype != dtype or value is None or not np.array_equal(value.numpy(), stored):
                 raise ExportError(f"two different constants want the name {name!r}: this is a fault of the exporter.")
             return known
         tensor = ir.Tensor(stored, dtype=dtype, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(stored.shape), type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        constant = ir.Value(name=name, shape=ir.Shape(stored.shape), type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.register_initializer(constant)
+        return constant
 
     def scalar(self, number: float, dtype: ir.DataType) -> ir.Value:
         """A scalar constant shared by the whole graph."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calibrate.candidates import SMALLEST_SCALE
 from ..nn import QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Task
 from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, random_mask, without_drop
@@ -70,11 +71,19 @@ def reconstruct_block(
                 optimizer.step()
             for schedule in schedules:
                 schedule.step()
+            _keep_positive(drops)
             task.advance(1, block=name)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
                 log({"event": "step", "block": name, "step": step + 1, "loss": float(losses[step]), "beta": beta})
     tenth = max(1, config.iterations // 10)
     return float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+
+
+@torch.no_grad()
+def _keep_positive(drops: list[DropQuantizer]) -> None:
+    """A step larger than a scale must not carry it past zero, where there is no grid."""
+    for drop in drops:
+        drop.quantizer.scale.clamp_(min=SMALLEST_SCALE)
 
 
 def _batch(
