@@ -1,6 +1,6 @@
 """What a reconstruction step of a block costs: milliseconds a step, against the float block's forward and backward.
 
-    python benchmarks/recon_step.py deit_tiny_patch16_224 [--block blocks.3] [--batch-size 16] [--steps 20] [--threads 1]
+    python benchmarks/recon_step.py MODEL ...   (see --help)
 
 Random weights and inputs: the cost does not depend on them.
 """

@@ -320,8 +320,14 @@ HALF_QUANTIZED = {
     "matmul": (Extra, "bmm in '' \\(Tampered\\)"),
     "einsum": (tamper(lambda m, x: _tokens(m, lambda t: torch.einsum("btc,bsc,bsd->btd", t, t, t), x)), "bmm"),
     "free-linear": (tamper(lambda m, x: _tokens(m, lambda t: F.linear(t, m.free), x), _free_weight), "mm in ''"),
-    "tensordot": (tamper(lambda m, x: _tokens(m, lambda t: torch.tensordot(t, m.free, 1), x), _free_weight), "mm in ''"),
-    "vector": (tamper(lambda m, x: m.forward_head(m.forward_features(x)) + m.free[:5] @ m.free[0], _free_weight), "mv in"),
+    "tensordot": (
+        tamper(lambda m, x: _tokens(m, lambda t: torch.tensordot(t, m.free, 1), x), _free_weight),
+        "mm in ''",
+    ),
+    "vector": (
+        tamper(lambda m, x: m.forward_head(m.forward_features(x)) + m.free[:5] @ m.free[0], _free_weight),
+        "mv in",
+    ),
     "free-conv": (
         tamper(lambda m, x: VisionTransformer.forward(m, F.conv2d(x, torch.ones(3, 1, 1, 1), groups=3))),
         "convolution in ''",
@@ -381,14 +387,16 @@ def test_a_float_product_inside_a_block_is_refused(operator):
 @pytest.mark.parametrize("name", HALF_QUANTIZED)
 def test_a_product_that_would_stay_float_is_refused_by_name(name):
     kind, where = HALF_QUANTIZED[name]
-    with pytest.raises(UnsupportedModelError, match=f"these products would stay float: .*{where}.*rather than half-quant"):
+    with pytest.raises(
+        UnsupportedModelError, match=f"these products would stay float: .*{where}.*rather than half-quant"
+    ):
         wrap(kind(**VIT), (3, 16, 16))
 
 
 def test_attention_that_is_not_one_fused_call_is_refused():
     set_fused_attn(enable=False)
     model = VisionTransformer(**VIT)
-    with pytest.raises(UnsupportedModelError, match="bmm in 'blocks.0.attn' \\(Attention\\)"):
+    with pytest.raises(UnsupportedModelError, match=r"bmm in 'blocks\.0\.attn' \(Attention\)"):
         wrap(model, (3, 16, 16))
 
 
@@ -402,7 +410,9 @@ class TwiceAttention(vit.Attention):
 def test_two_attentions_in_a_module_are_refused():
     model = VisionTransformer(**VIT)
     model.blocks[1].attn = TwiceAttention(16, 2)
-    with pytest.raises(UnsupportedModelError, match="module 'blocks.1.attn' \\(TwiceAttention\\) calls attention 2 times"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"module 'blocks\.1\.attn' \(TwiceAttention\) calls attention 2 times"
+    ):
         wrap(model, (3, 16, 16))
 
 
@@ -428,7 +438,7 @@ def test_a_forward_that_the_chain_does_not_compute_is_refused(change):
     torch.manual_seed(0)
     model = tamper(change[1])(**VIT)
     nn.init.normal_(model.head.weight)
-    with pytest.raises(UnsupportedModelError, match="do not compute what Tampered computes|are in no block or in two"):
+    with pytest.raises(UnsupportedModelError, match=r"do not compute what Tampered computes|are in no block or in two"):
         wrap(model, (3, 16, 16))
 
 
@@ -451,14 +461,14 @@ def test_a_layer_that_runs_twice_is_refused(path):
     else:
         parent, _, leaf = path.rpartition(".")
         setattr(second.get_submodule(parent), leaf, first.get_submodule(path))
-    with pytest.raises(UnsupportedModelError, match="'blocks.[01].*' .*2 times"):
+    with pytest.raises(UnsupportedModelError, match=r"'blocks\.[01].*' .*2 times"):
         wrap(model, (3, 16, 16))
 
 
 def test_a_weight_that_two_layers_share_is_refused():
     model = VisionTransformer(**VIT)
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
-    with pytest.raises(UnsupportedModelError, match="'blocks.0.mlp.fc1' and 'blocks.1.mlp.fc1' share one weight"):
+    with pytest.raises(UnsupportedModelError, match=r"'blocks\.0\.mlp\.fc1' and 'blocks\.1\.mlp\.fc1' share one weight"):
         wrap(model, (3, 16, 16))
 
 

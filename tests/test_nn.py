@@ -112,7 +112,7 @@ def test_convolution_quantizes_before_it_pads():
 
 @pytest.mark.parametrize("how", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}], ids=str)
 def test_convolution_with_other_than_zero_padding_is_refused(how):
-    with pytest.raises(UnsupportedModelError, match="padding=.*is not supported: wanted explicit zero padding"):
+    with pytest.raises(UnsupportedModelError, match=r"padding=.*is not supported: wanted explicit zero padding"):
         QuantConv2d.from_float(nn.Conv2d(2, 2, 3, **how))
 
 
@@ -136,7 +136,9 @@ def test_the_key_is_quantized_token_by_token_before_its_transpose():
     scale = torch.rand(1, 3, 5, 1, generator=torch.Generator().manual_seed(2)) + 0.1
     product = QuantMatMul(transpose_b=True)
     product.b_quantizer = UniformQuantizer(QuantSpec(4, "head-token"), scale, torch.full((1, 3, 1, 1), 8.0))
-    rows = torch.stack([torch.clamp((k[:, :, t] / scale[:, :, t]).round(), -8, 7) * scale[:, :, t] for t in range(5)], 2)
+    rows = torch.stack(
+        [torch.clamp((k[:, :, t] / scale[:, :, t]).round(), -8, 7) * scale[:, :, t] for t in range(5)], 2
+    )
     torch.testing.assert_close(product(q, k), q @ rows.transpose(-2, -1), rtol=0, atol=0)
 
 

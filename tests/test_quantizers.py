@@ -232,13 +232,21 @@ def test_gradients_equal_autograd_through_a_straight_through_rounding(bits, gran
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_scales_gradient_is_that_of_lsq(bits):
-    """LSQ eq. 3: -Q_N below, Q_P above, round(v/s) - v/s between; a value that rounds to an end is between, as published."""
+    """LSQ eq. 3: -Q_N below, Q_P above, round(v/s) - v/s between; what rounds to an end is between, as published."""
     qmax, zero_point = 2**bits - 1, 2 ** (bits - 1) - 1
     quantizer = UniformQuantizer(
         QuantSpec(bits), torch.tensor(0.25, dtype=torch.float64), torch.tensor(float(zero_point), dtype=torch.float64)
     )
     quantizer.scale.requires_grad_()
-    for level in (-zero_point - 3.3, -zero_point - 0.4, 0.0, 0.2, 0.7, qmax - zero_point + 0.4, qmax - zero_point + 9.0):
+    for level in (
+        -zero_point - 3.3,
+        -zero_point - 0.4,
+        0.0,
+        0.2,
+        0.7,
+        qmax - zero_point + 0.4,
+        qmax - zero_point + 9.0,
+    ):
         x = torch.tensor([level * 0.25], dtype=torch.float64, requires_grad=True)
         by_x, by_scale = torch.autograd.grad(quantizer(x).sum(), [x, quantizer.scale])
         inside = -zero_point <= round(level) <= qmax - zero_point
@@ -360,7 +368,7 @@ def test_without_drop_quantizes_everything_and_ends_on_an_error():
 
 
 def some_rounding(bits: int, *, reach: float = 1.0) -> tuple[AdaRoundWeight, Tensor, Tensor, Tensor]:
-    """AdaRound on weights of which those beyond 1/reach of the range lie off the grid; and scale, zero point, weight."""
+    """AdaRound on weights that lie off the grid beyond 1/reach of their range; and scale, zero point, weight."""
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(5, 4, 3, 3, generator=generator)
     low, high = (end.view(5, 1, 1, 1) for end in torch.aminmax(weight.flatten(1), dim=1))
@@ -375,7 +383,9 @@ def test_rounding_starts_at_the_float_weight_on_the_grid(bits, reach):
     rounding, scale, zero_point, weight = some_rounding(bits, reach=reach)
     low, high = -zero_point * scale, (2**bits - 1 - zero_point) * scale
     # float32: the logarithm and back costs 1e-6 of a step, a code up to 255 plus a fraction 3e-5 of it
-    torch.testing.assert_close(rounding(weight).detach(), weight.clamp(low, high), rtol=0, atol=float(scale.max()) * 4e-5)
+    torch.testing.assert_close(
+        rounding(weight).detach(), weight.clamp(low, high), rtol=0, atol=float(scale.max()) * 4e-5
+    )
     off = (weight < low) | (weight > high)
     assert off.float().mean() < 0.1 if reach == 1 else off.float().mean() > 0.1
 

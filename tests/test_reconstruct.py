@@ -94,7 +94,9 @@ def calibrated(settings: Recipe, depth: int = 2) -> QuantModel:
     return model
 
 
-def finished(model: QuantModel, settings: Recipe, checkpoint: Checkpoint, log: Callable = lambda row: None) -> list[dict]:
+def finished(
+    model: QuantModel, settings: Recipe, checkpoint: Checkpoint, log: Callable = lambda row: None
+) -> list[dict]:
     return reconstruct(model, noise(IMAGES, 3, 8, 8), settings, NullProgress(), log, checkpoint)
 
 
@@ -213,7 +215,9 @@ def test_a_probe_is_the_error_and_the_gradient_of_the_divergence():
             moved = torch.zeros(8, dtype=torch.float64)
             moved[a] = step
             ends = [
-                F.kl_div((to_logits(quantized + sign * moved.view(2, 4)) / temperature).log_softmax(-1), p, reduction="none")
+                F.kl_div(
+                    (to_logits(quantized + sign * moved.view(2, 4)) / temperature).log_softmax(-1), p, reduction="none"
+                )
                 for sign in (1, -1)
             ]
             differences[:, a] = (ends[0].sum(-1) - ends[1].sum(-1)) / (2 * step)
@@ -519,7 +523,9 @@ def test_what_reconstruction_changes_and_what_not(kind, checkpoint):
         name: (layer.weight.detach().clone(), q.scale.detach().clone(), q.zero_point.clone())
         for name, (layer, q) in weights_of(model).items()
     }
-    activations = {name: (q, q.scale.detach().clone(), q.zero_point.clone()) for name, q in activations_of(model).items()}
+    activations = {
+        name: (q, q.scale.detach().clone(), q.zero_point.clone()) for name, q in activations_of(model).items()
+    }
     others = {
         name: value.clone()
         for name, value in model.model.named_parameters()
@@ -603,6 +609,28 @@ def test_forwards_are_counted(checkpoint, monkeypatch):
             assert runs[name, earlier] == 0  # nothing in front of the block runs again
         for later in names[number + 1 :]:
             assert runs[name, later] == rank
+
+
+def test_each_block_reads_what_the_blocks_before_it_give(checkpoint, monkeypatch):
+    settings = recipe()
+    model, caches = calibrated(settings), []
+    original = running.reconstruct_block
+
+    def spy(name: str, module: Any, layers: Any, cache: BlockCache, *args: Any) -> tuple[float, float]:
+        caches.append(cache)
+        return original(name, module, layers, cache, *args)
+
+    monkeypatch.setattr(running, "reconstruct_block", spy)
+    finished(model, settings, checkpoint)
+    clean = quant = noise(IMAGES, 3, 8, 8)
+    for block, cache in zip(model.blocks, caches, strict=True):
+        torch.testing.assert_close(cache.clean_in, clean, rtol=0, atol=0)
+        torch.testing.assert_close(cache.quant_in, quant, rtol=0, atol=0)
+        with torch.no_grad():
+            quant = block.module(quant)  # with its learned weights and scales
+            with float_layers(model.layers.values()):
+                clean = block.module(clean)
+        torch.testing.assert_close(cache.target, clean, rtol=0, atol=0)
 
 
 def test_the_tail_of_a_probe_is_float_and_the_block_is_not(checkpoint, monkeypatch):

@@ -44,7 +44,8 @@ class FloatModel:
 def load_float(name: str, weights: Path | None = None) -> FloatModel:
     """A bundled demo model, or any timm model with weights from ``weights`` or from its hub.
 
-    Raises InputError for an unknown name (naming near ones), weights that do not fit, and a hub that cannot be reached.
+    Raises InputError for an unknown name (naming near ones) or a model without a classifier, for weights that do not
+    fit, and for a hub that cannot be reached.
     """
     demo = DEMO_MODELS.get(name)
     timm_name = demo.timm_name if demo else name
@@ -54,6 +55,11 @@ def load_float(name: str, weights: Path | None = None) -> FloatModel:
     module = _create(timm_name, kwargs, demo.pretrained_cfg if demo else None, pretrained=weights is None)
     if weights is not None:
         load_into(module, read_state_dict(weights), f"weights file {weights}")
+    if module.num_classes == 0:
+        raise InputError(
+            f"model {name!r} has no classifier: wanted logits, whose divergence is what quantization minimises. "
+            "Give a model that was trained to classify."
+        )
     return _describe(name, timm_name, module, kwargs)
 
 
@@ -75,10 +81,12 @@ def _create(timm_name: str, kwargs: dict[str, Any], overlay: dict[str, Any] | No
     with _fused_attention():
         try:
             return timm.create_model(timm_name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs).eval()
-        except Exception as error:  # the hub client raises many kinds; each means that the weights did not come
-            if not pretrained:
-                raise
+        except Exception as error:  # the hub client raises many kinds; each means that the model did not come
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            if not pretrained:
+                raise InputError(
+                    f"timm cannot build {timm_name!r} ({reason}). Give a model name the installed timm knows."
+                ) from error
             raise InputError(
                 f"pretrained weights of {timm_name!r} could not be fetched from the hub ({reason}). "
                 "Check the network, or give a local file: --weights FILE.safetensors."

@@ -131,6 +131,13 @@ def _restore(
     except KeyError as error:
         raise InputError(f"the run folder holds no tensor {error}. It is incomplete: quantize again.") from error
     if codes is not None:
+        assert not isinstance(layer, QuantMatMul) and layer.weight is not None
+        wanted = layer.weight.shape
+        if codes.shape != wanted or scale.shape != wanted[:1] or zero.shape != wanted[:1]:
+            raise InputError(
+                f"the run folder's {prefix} has codes {list(codes.shape)} and scale {list(scale.shape)}, the installed "
+                f"timm's weight is {list(wanted)}. Install the timm version it was made with, or quantize again."
+            )
         ones = [1] * (codes.ndim - 1)
         spec = QuantSpec(row["weight_bits"], row["weight_granularity"])
         setattr(layer, slot, CodedWeight(spec, codes, scale.view(-1, *ones), zero.view(-1, *ones)))
@@ -167,10 +174,12 @@ def _load_floats(model: QuantModel, arrays: Mapping[str, np.ndarray], path: Path
             if layer.bias is None and f"{name}.bias" in stored:
                 layer.bias = nn.Parameter(torch.empty_like(stored[f"{name}.bias"]))
     wanted = _float_tensors(model)
-    if set(wanted) != set(stored):
-        odd = sorted(set(wanted) ^ set(stored))
+    odd = [name for name in wanted.keys() & stored.keys() if wanted[name].shape != stored[name].shape]
+    odd += wanted.keys() ^ stored.keys()
+    odd += arrays.keys() - quantizer_tensors(model.layers).keys() - {f"model.{name}" for name in stored}
+    if odd:
         raise InputError(
-            f"run folder {path} does not fit its model: {', '.join(odd[:5])}. "
+            f"run folder {path} does not fit its model: {', '.join(sorted(odd)[:5])}. "
             "Install the timm version it was made with."
         )
     with torch.no_grad():

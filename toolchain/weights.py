@@ -7,7 +7,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,11 +29,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights file {path} holds more than tensors, which could run code when loaded; it was refused. "
-            "Save the bare state dict: torch.save(model.state_dict(), ...), or better as safetensors."
+            f"weights file {path} is damaged, or holds more than tensors, which could run code when loaded; it was "
+            "refused. Save the bare state dict: torch.save(model.state_dict(), ...), or better as safetensors."
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except Exception as error:  # a damaged file can raise anything in torch.load
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
             f"weights file {path} cannot be read ({reason}). Wanted a .safetensors or .pth state dict; "
             "download or save it again."
@@ -42,12 +41,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
         raise InputError(
             f"weights file {path} holds no state dict (a mapping of names to tensors). "
             "Save it with torch.save(model.state_dict(), ...)."
         )
     return {key.removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

@@ -3,7 +3,7 @@
 ``materialise(folder)`` writes::
 
     folder/train/0/0000.png ... folder/train/9/1792.png     1,000 images
-    folder/val/0/0020.png ... folder/val/9/1795.png       797 images
+    folder/val/0/0020.png   ... folder/val/9/1795.png         797 images
 
 8 x 8 greyscale PNG files, named by their index in scikit-learn's ``load_digits``; a pixel is 15 times the
 digit's value (0..16), hence 0..240. The bytes are the same on every machine. Credit and licence of the
