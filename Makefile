@@ -36,10 +36,11 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## Quantize, export and evaluate the bundled model
-	@$(BIN)/fimaq-tool demo
+	@$(BIN)/fimaq-tool demo -o fimaq-demo --force
 
+# One thread: many small products on threads that wait for each other are several times slower where cores are shared.
 test: lint ## Lint, then run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # mypy cannot follow the import hook of an editable install that renames packages: it reads them through links.
 lint: $(STAMP) ## Check style, types and the direction of imports

@@ -510,7 +510,7 @@ def test_option_beats_variable_beats_recipe_beats_default(tmp_path):
         ("FIMAQ_RANK", "fisher", "rank", 3),
         ("FIMAQ_CALIB_SAMPLES", "calibrate", "samples", 12),
         ("FIMAQ_FISHER_SAMPLES", "fisher", "samples", 13),
-        ("FIMAQ_RECON_SAMPLES", "reconstruct", "samples", 64),
+        ("FIMAQ_RECON_SAMPLES", "reconstruct", "samples", 256),
         ("FIMAQ_ITERS", "reconstruct", "iterations", 0),
         ("FIMAQ_BATCH_SIZE", "reconstruct", "batch_size", 4),
     ],

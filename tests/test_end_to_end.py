@@ -109,7 +109,7 @@ def test_onnx_s_own_reference_predicts_what_onnx_runtime_measured(done, digits):
 
 
 def test_resume_after_a_kill_ends_with_the_same_hash(digits, tmp_path):
-    arguments = ["quantize", "demo_swin", "--data", digits.train, *QUICK, "--iters", "30"]
+    arguments = ["quantize", "demo_swin", "--data", digits.train, *QUICK, "--iters", "12"]
     whole = tool(*arguments, "-o", tmp_path / "whole")
     killed = tmp_path / "killed"
     process = subprocess.Popen(

@@ -468,7 +468,9 @@ def test_a_layer_that_runs_twice_is_refused(path):
 def test_a_weight_that_two_layers_share_is_refused():
     model = VisionTransformer(**VIT)
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
-    with pytest.raises(UnsupportedModelError, match=r"'blocks\.0\.mlp\.fc1' and 'blocks\.1\.mlp\.fc1' share one weight"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'blocks\.0\.mlp\.fc1' and 'blocks\.1\.mlp\.fc1' share one weight"
+    ):
         wrap(model, (3, 16, 16))
 
 

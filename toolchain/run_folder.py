@@ -52,7 +52,7 @@ def load_run(path: Path) -> LoadedRun:
         )
     restore_quantizers(model.layers, rows, artifact.tensors)
     _load_floats(model, artifact.tensors, path)
-    return LoadedRun(model, Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], manifest)
+    return LoadedRun(model.eval(), Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], manifest)
 
 
 def run_tensors(model: QuantModel) -> dict[str, np.ndarray]:
