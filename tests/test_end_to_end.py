@@ -124,6 +124,7 @@ def test_resume_after_a_kill_ends_with_the_same_hash(digits, tmp_path):
     assert not killed.exists()
     message = tool(*arguments, "--seed", "5", "-o", killed, "--resume", code=4)
     assert "recipe.seed was 0, now 5" in message
+    assert "--resume to go on" in tool(*arguments, "-o", killed, code=4)
     assert tool(*arguments, "-o", killed, "--resume")["sha256"] == whole["sha256"]
     assert not unfinished.exists()
     assert "no unfinished run" in tool(*arguments, "-o", tmp_path / "other", "--resume", code=4)

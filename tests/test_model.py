@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import use_fused_attn
+from timm.layers import set_fused_attn, use_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -63,7 +63,9 @@ def test_what_a_manifest_says_rebuilds_the_architecture():
 
 
 def test_attention_is_fused_in_what_is_built_and_timms_setting_stays():
+    set_fused_attn(enable=True, experimental=False)  # timm's default, whatever ran before
     before = use_fused_attn(), use_fused_attn(experimental=True)
+    assert before == (True, False)
     for name in DEMO_MODELS:
         modules = load_float(name).module.modules()
         assert all(module.fused_attn for module in modules if getattr(module, "fused_attn", None) is not None)
@@ -102,7 +104,7 @@ def test_an_unknown_model_names_near_ones(name, near):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hf-hub:somebody/something", "vit_tiny_patch16_224.no_tag"])
 def test_a_hub_that_gives_no_weights_points_to_a_local_file(name):
     """The tests run offline (HF_HUB_OFFLINE): nothing can be fetched."""
-    with pytest.raises(InputError, match="could not be fetched from the hub .* --weights FILE.safetensors") as got:
+    with pytest.raises(InputError, match=r"could not be fetched from the hub .* --weights FILE\.safetensors") as got:
         load_float(name)
     assert name in str(got.value)
     assert len(str(got.value)) < 500

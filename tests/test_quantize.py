@@ -1,4 +1,4 @@
-"""The main job end to end on the bundled models: what it writes, that seeds decide it, and what it leaves on failure."""
+"""The main job end to end on the bundled models: what it writes, what decides it, and what it leaves on failure."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_force_replaces_a_run_only_when_the_new_one_is_there(request_, monkeypat
 
 def test_fewer_images_than_asked_for(request_):
     request = replace(request_, recipe=recipe(reconstruct={"samples": 11}))
-    with pytest.raises(InputError, match="11 calibration images were asked for and .* has 10"):
+    with pytest.raises(InputError, match=r"11 calibration images were asked for and .* has 10"):
         quantize(request)
     assert not request.out.parent.exists()
 
@@ -281,8 +281,29 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
     assert resumed["sha256"] == whole["sha256"]
     assert [b["name"] for b in resumed["blocks"]] == [b["name"] for b in whole["blocks"]]
     assert left(request_.out.parent) == ["run", "run/log.jsonl", "run/manifest.json", "run/tensors.safetensors"]
-    with pytest.raises(InputError, match="there is no unfinished run of .* to resume"):
+    with pytest.raises(InputError, match=r"there is no unfinished run of .* to resume"):
         quantize(replace(request_, resume=True, out=tmp_path / "other"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["demo_vit", "demo_swin"])
+def test_a_run_on_cuda_is_interrupted_and_resumed(model, request_, monkeypatch):
+    request = replace(request_, model=model, device="cuda")
+    original = running.reconstruct_block
+
+    def interrupted(name: str, *args: Any) -> Any:
+        if name == "head":
+            raise KeyboardInterrupt
+        return original(name, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "reconstruct_block", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request)
+    quantize(replace(request, resume=True))
+    run = load_run(request.out)
+    assert run.manifest["device"].startswith("cuda")
+    assert run.model(torch.zeros(2, 3, 32, 32)).isfinite().all()
 
 
 # ---------------------------------------------------------------- images
@@ -328,13 +349,15 @@ def test_a_crop_lies_in_the_image_and_has_an_allowed_shape(size):
     across = np.broadcast_to(np.linspace(0, 255, width), (height, width))
     down = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
     image = Image.fromarray(np.stack([across, down, down], -1).astype(np.uint8))
-    flips, shares = 0, []
+    flips, shares, lefts, tops = 0, [], [], []
     for number in range(200):
         crop = random_resized_crop(image, PREPROCESSING, 0, f"{number}.png")
         assert crop.size == (8, 8)
         pixels = np.asarray(crop, dtype=float)
         red, green = pixels[4, :, 0], pixels[:, 4, 1]
         flips += red[-1] < red[0]
+        lefts.append(min(red[0], red[-1]) / 255)
+        tops.append(green[0] / 255)
         # between the first and last of eight pixel centres lie seven eighths of the crop
         crop_width, crop_height = (
             abs(red[-1] - red[0]) / 255 * width * 8 / 7,
@@ -348,6 +371,8 @@ def test_a_crop_lies_in_the_image_and_has_an_allowed_shape(size):
         assert 60 < flips < 140  # half of 200, within five deviations
         assert max(shares) > 0.8
         assert min(shares) < 0.2
+        assert max(lefts) > 0.5  # small crops come from everywhere
+        assert max(tops) > 0.5
 
 
 def test_a_wrapped_model_is_the_one_that_is_quantized(request_, monkeypatch):

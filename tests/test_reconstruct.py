@@ -325,10 +325,10 @@ def cache_of(n: int = 8) -> BlockCache:
     return BlockCache(numbers.expand(n, 6).clone(), numbers.expand(n, 6) + 1000, numbers.expand(n, 3).clone())
 
 
-@pytest.mark.parametrize(("drop_input", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_a_steps_input_mixes_the_prefixes_of_the_same_images(drop_input, share):
+@pytest.mark.parametrize(("quantized_input", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_a_steps_input_mixes_the_prefixes_of_the_same_images(quantized_input, share):
     layer, cache, objective = one_layer(), cache_of(), Recorder()
-    settings = recipe(reconstruct={"drop_input": drop_input, "iterations": 200, "batch_size": 8})
+    settings = recipe(reconstruct={"quantized_input": quantized_input, "iterations": 200, "batch_size": 8})
     inputs: list[Tensor] = []
 
     def module(x: Tensor) -> Tensor:
@@ -666,7 +666,7 @@ def test_the_tail_of_a_probe_is_float_and_the_block_is_not(checkpoint, monkeypat
 
 def test_the_head_is_held_to_the_divergence_of_its_logits(checkpoint):
     """One image in many copies, no drop and no step: the head's first loss is then known."""
-    settings = recipe(reconstruct={"iterations": 1, "drop_input": 0.0, "drop_inside": 0.0})
+    settings = recipe(reconstruct={"iterations": 1, "quantized_input": 0.0, "drop_inside": 0.0})
     model = calibrated(settings)
     images = noise(1, 3, 8, 8).expand(IMAGES, -1, -1, -1).clone()
     head = model.layers["head"]

@@ -59,10 +59,11 @@ class Checkpoint:
         return self.folder / f"{block}.safetensors"
 
 
-def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool) -> Checkpoint:
+def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force: bool) -> Checkpoint:
     """The checkpoint of ``run``, empty unless ``resume``; ``identity`` is everything that decides the result.
 
-    Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity.
+    Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity; and
+    without, where finished blocks would be lost, unless ``force``.
     """
     run = run.resolve()
     checkpoint = Checkpoint(run.with_name(f".{run.name}.unfinished"))
@@ -75,9 +76,13 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool) -> Che
         if changed := _differences(begun, wanted):
             raise InputError(
                 f"the unfinished run of {run} was begun otherwise: {'; '.join(changed)}. "
-                "Resume with the same model, data and options, or start anew without --resume."
+                "Resume with the same model, data and options, or start anew with --force instead."
             )
         return checkpoint
+    if not force and any(checkpoint.folder.glob("*.safetensors")):
+        raise InputError(
+            f"an unfinished run of {run} has finished blocks. Give --resume to go on with it, or --force to start anew."
+        )
     checkpoint.discard()
     try:
         checkpoint.folder.mkdir(parents=True)

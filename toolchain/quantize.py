@@ -68,7 +68,7 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
     images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
     model = wrap(loaded.module.to(device), loaded.input_size)
     arrays = load_images(images, loaded.preprocessing, recipe, progress).to(device)
-    checkpoint = open_checkpoint(request.out, _identity(loaded, images, recipe, device), request.resume)
+    checkpoint = open_checkpoint(request.out, _identity(loaded, images, recipe, device), request.resume, request.force)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         seconds, blocks = _run(model, arrays, recipe, progress, log, began, checkpoint)
         log.seek(0)

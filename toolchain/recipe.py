@@ -86,7 +86,11 @@ class FisherConfig(Checked):
 @final
 @dataclass(frozen=True)
 class ReconstructConfig(Checked):
-    """Block reconstruction; ``iterations`` = 0 leaves weights rounded to nearest."""
+    """Block reconstruction; ``iterations`` = 0 leaves weights rounded to nearest.
+
+    ``quantized_input`` is the share of a step's input taken from the quantized network in front (the rest is float),
+    ``drop_inside`` the share of activations inside the block that is left float (QDrop).
+    """
 
     table: ClassVar[str] = "reconstruct"
     samples: Count = 1024
@@ -98,7 +102,7 @@ class ReconstructConfig(Checked):
     warmup: Share = 0.2
     beta_start: Positive = 20.0
     beta_end: Positive = 2.0
-    drop_input: Share = 0.5
+    quantized_input: Share = 0.5
     drop_inside: Share = 0.5
     matmul_precision: Literal["highest", "medium"] = "highest"
 

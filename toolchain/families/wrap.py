@@ -59,13 +59,13 @@ def find_family(model: nn.Module) -> Family:
 
 
 def wrap(model: nn.Module, input_size: tuple[int, int, int]) -> QuantModel:
-    """Wrap ``model`` (in evaluation mode, timm's fused attention on; changed in place).
+    """Wrap ``model`` (timm's fused attention on) in place; it ends in evaluation mode and without gradients.
 
     ``input_size`` is ``(3, h, w)``. Raises UnsupportedModelError for an architecture without a family, for any
     product that would stay float, and where the chain of blocks does not compute what the model computes.
     """
     family = find_family(model)
-    model.eval()
+    model.eval().requires_grad_(False)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, *input_size, generator=generator).to(parameter)

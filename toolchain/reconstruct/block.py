@@ -59,7 +59,7 @@ def reconstruct_block(
             if note is not None:
                 log({"event": "fallback", "block": name, "step": step, "reason": note})
             seed_at(generator, recipe.seed, name, step)
-            loss = objective.loss(*_batch(module, cache, config.batch_size, config.drop_input, generator))
+            loss = objective.loss(*_batch(module, cache, config.batch_size, config.quantized_input, generator))
             losses[step] = loss.detach()
             beta = rounding_beta(step, config)
             if beta is not None and config.round_weight > 0:
@@ -87,13 +87,13 @@ def _keep_positive(drops: list[DropQuantizer]) -> None:
 
 
 def _batch(
-    module: Callable[[Tensor], Tensor], cache: BlockCache, size: int, drop_input: float, generator: torch.Generator
+    module: Callable[[Tensor], Tensor], cache: BlockCache, size: int, quantized_input: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, target and image numbers of one random batch with its inputs mixed."""
     device = cache.target.device
     batch = torch.randint(len(cache.target), (size,), device=device, generator=generator)
     clean = cache.clean_in[batch]
-    x = torch.lerp(clean, cache.quant_in[batch], random_mask(clean.shape, drop_input, generator))
+    x = torch.lerp(clean, cache.quant_in[batch], random_mask(clean.shape, quantized_input, generator))
     return module(x), cache.target[batch], batch
 
 

@@ -51,6 +51,8 @@ def reconstruct(
                 restore_quantizers(
                     layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished[0]
                 )
+                for layer in layers.values():
+                    layer.to(images.device)
                 clean, quant = cache.target, run_block(block, quant)
                 rows.append(finished[1])
                 task.advance(recipe.reconstruct.iterations, block=block.name)
