@@ -40,7 +40,8 @@ def observing(layers: dict[str, QuantLayer], calls: int, generator: torch.Genera
         seen[name].shape = args[0].shape
         if isinstance(layer, QuantMatMul):
             other = args[1].transpose(-2, -1) if layer.transpose_b else args[1]
-            step = -(-max(args[0].numel(), other.numel()) * calls // OPERAND_ELEMENTS)
+            # Odd, so that it walks over all window positions of an image (64, 16, 4 in Swin), not over one of them.
+            step = -(-max(args[0].numel(), other.numel()) * calls // OPERAND_ELEMENTS) | 1
             seen[name].a.append(args[0][::step].clone())
             seen[name].b.append(other[::step].clone())
         else:
