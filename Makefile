@@ -35,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## Quantize, export and evaluate the bundled model
+demo: $(STAMP) ## Quantize, export and evaluate the bundled models
 	@$(BIN)/fimaq-tool demo -o fimaq-demo --force
 
 # One thread: many small products on threads that wait for each other are several times slower where cores are shared.

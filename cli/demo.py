@@ -46,6 +46,7 @@ def _text(result: dict[str, Any]) -> str:
             "",
             f"demo_vit in torch {result['fimaq_top1']:.2f} %, in ONNX Runtime {result['onnx_top1']:.2f} %: "
             f"the same prediction for {result['agreement']:.2f} % of the images",
+            "W3/A3: 3-bit weights and activations in every layer, the image itself at 8 bits; stored in 4 bits",
             f"files in {result['folder']}",
         ]
     )

@@ -35,7 +35,9 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, FimaqError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no unfinished output was left.", EXIT_INTERRUPTED
+        return "interrupted; no output was written. `quantize` goes on after its last finished block with --resume.", (
+            EXIT_INTERRUPTED
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's, without importing torch
         return f"out of memory ({reason}). Lower --batch-size or use another --device.", EnvironmentProblem.exit_code

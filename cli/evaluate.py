@@ -52,7 +52,9 @@ def command(source: Path, data: str, out: Path | None, as_json: bool, **options:
         result = _run(source, data, out, options)
     emit(result, as_json, _text(result))
     if result["skipped"]:
-        note(f"left out {len(result['skipped'])} images that cannot be decoded: {', '.join(result['skipped'][:5])} ...")
+        more = " ..." if len(result["skipped"]) > 5 else ""
+        named = ", ".join(result["skipped"][:5])
+        note(f"left out {len(result['skipped'])} image(s) that cannot be decoded: {named}{more}")
     next_command("inspect", source)
 
 

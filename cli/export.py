@@ -22,7 +22,7 @@ from .output import emit, library_output, next_command, size
 @option("--opset", type=count(), help="ONNX opset; the target's own by default.")
 @option("--float", "as_float", is_flag=True, help="Export the float model of that name: the baseline.")
 @option("--weights", type=FILE, help="With --float: a local state dict.")
-@option("--data", metavar="DIR", help="Images for the parity check; else the run's calibration images.")
+@option("--data", metavar="DIR", help="Images for a run's parity check; else its calibration images.")
 @option("--images", type=count(), default=128, show_default=True, help="How many images to check parity on.")
 @force_option
 @json_option
@@ -34,6 +34,8 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
     """
     if as_float and given("target"):
         raise UsageError("--target is for quantized runs; a float file has none. Leave out --target or --float.")
+    if as_float and (given("data") or given("images")):
+        raise UsageError("--data and --images are for runs; a float file is checked on random images. Leave them out.")
     if given("weights") and not as_float:
         raise UsageError("--weights is for --float; a run holds its own weights. Leave out --weights.")
     with library_output():

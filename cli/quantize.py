@@ -30,6 +30,11 @@ OVERRIDES = (
 )
 """Options that change the recipe, by their parameter names."""
 
+LOSSES = (
+    "A loss is relative to its value just after the latest Fisher probe, so first and last have different units;\n"
+    "the head's is the KL divergence of its logits, in nats."
+)
+
 BITS = click.IntRange(MIN_BITS, MAX_BITS)
 
 
@@ -115,9 +120,13 @@ def _run(model: str, data: str, out: Path, recipe: Recipe, options: dict[str, An
 
 
 def _text(result: dict[str, Any]) -> str:
-    rows = [(b["name"], b["loss_first"], b["loss_last"], b["seconds"]) for b in result["blocks"]]
+    rows = [
+        (b["name"], b["loss_first"], b["loss_last"], b["seconds"])
+        for b in result["blocks"]
+        if b["loss_first"] is not None
+    ]
     seconds = result["seconds"]
-    lines = [table(rows, ("block", "loss first", "loss last", "seconds")), ""] if rows else []
+    lines = [table(rows, ("block", "loss first", "loss last", "seconds")), LOSSES, ""] if rows else []
     return "\n".join(
         [
             *lines,

@@ -130,6 +130,14 @@ def test_resume_after_a_kill_ends_with_the_same_hash(digits, tmp_path):
     assert "no unfinished run" in tool(*arguments, "-o", tmp_path / "other", "--resume", code=4)
 
 
+def test_a_folder_of_splits_is_refused_and_so_are_options_that_mean_nothing(digits, tmp_path):
+    message = tool("quantize", "demo_vit", "--data", digits.train.parent, "-o", tmp_path / "run", *QUICK, code=4)
+    assert "train and val" in message and "--data" in message
+    message = tool("export", "demo_vit", "--float", "--data", "nowhere", "-o", tmp_path / "f.onnx", code=2)
+    assert "random images" in message
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.imagenet
 def test_real_weights_keep_their_accuracy_at_8_bits(fimaq_data, tmp_path):
     """DeiT-Tiny at W8/A8, rounded to nearest: float is right on 81.54 % of the 1,300 images."""

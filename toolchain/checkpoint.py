@@ -37,7 +37,9 @@ class Checkpoint:
             with safe_open(path, framework="numpy") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["row"])  # noqa: SIM118  # safe_open is no mapping
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"checkpoint {path} is damaged ({error}). Quantize again without --resume.") from error
+            raise InputError(
+                f"checkpoint {path} is damaged ({error}). Quantize again with --force instead of --resume."
+            ) from error
 
     def save(self, block: str, tensors: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
         """Keep a finished block; the file appears whole or not at all."""

@@ -34,6 +34,9 @@ from .runtime import usable_cores
 
 LOG = "log.jsonl"
 
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "calib"}
+"""Folder names that mean a data set, not a class."""
+
 
 @final
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
     device = pick_device(request.device)
     loaded = load_float(request.model, request.weights)
     images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
+    _refuse_splits(images)
     images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
     model = wrap(loaded.module.to(device), loaded.input_size)
     arrays = load_images(images, loaded.preprocessing, recipe, progress).to(device)
@@ -117,6 +121,16 @@ def load_images(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, 
             out[row] = array
             task.advance()
     return torch.from_numpy(out)
+
+
+def _refuse_splits(images: ImageSet) -> None:
+    """A folder that holds whole data sets would calibrate on held-out images. Raises InputError."""
+    tops = {sample_id.split("/")[0] for sample_id in images.sample_ids if sample_id.count("/") > 1}
+    if len(tops) > 1 and (found := sorted(tops & SPLITS)):
+        raise InputError(
+            f"{images.source} holds {' and '.join(found)}, which are data sets of their own: wanted one of them, and "
+            f"not the one that measures accuracy. Give --data {images.source}/{found[0]}."
+        )
 
 
 def _wanted_images(recipe: Recipe) -> int:

@@ -26,7 +26,7 @@ def calibration_sample(images: ImageSet, n: int, seed: int) -> list[int]:
     if n > len(images):
         raise InputError(
             f"{n} calibration images were asked for and {images.source} has {len(images)}. "
-            f"Ask for at most {len(images)}, or give more images."
+            f"Give more images, or ask for at most {len(images)}: --calib-samples, --recon-samples, --fisher-samples."
         )
     classes: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(range(len(images)), key=lambda i: _chance(seed, images.sample_ids[i])):
