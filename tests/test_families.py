@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fimaq.toolchain.errors import UnsupportedModelError
 from fimaq.toolchain.families import FAMILIES, QuantModel, find_family, wrap
+from fimaq.toolchain.families.inspect import module_stack
 from fimaq.toolchain.nn import QuantAttention, QuantConv2d, QuantLinear, QuantMatMul
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -482,3 +483,12 @@ def test_a_layer_that_never_runs_is_no_obstacle():
     assert "unused" not in wrapped.layers
     assert len(wrapped.layers) == 14
     assert isinstance(model.blocks[0].attn, QuantAttention)
+
+
+def test_watching_a_forward_leaves_falsy_outputs_alone():
+    """An empty Sequential is falsy; a hook that returns something replaces a module's output."""
+    model = nn.Sequential(nn.Sequential(), nn.Linear(3, 2))
+    x = torch.randn(2, 3)
+    with module_stack() as stack:
+        assert torch.equal(model(x), model[1](x))
+        assert stack == []

@@ -34,7 +34,11 @@ def module_stack() -> Iterator[list[nn.Module]]:
     """The modules whose forward is running, outermost first, kept up to date while the context lasts."""
     stack: list[nn.Module] = []
     enter = register_module_forward_pre_hook(lambda module, args: stack.append(module))
-    leave = register_module_forward_hook(lambda module, args, output: stack.pop() and None, always_call=True)
+
+    def pop(module: nn.Module, args: Any, output: Any) -> None:  # returning anything would replace the output
+        stack.pop()
+
+    leave = register_module_forward_hook(pop, always_call=True)
     try:
         yield stack
     finally:
