@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import timm
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 from PIL import Image
 from timm.layers import set_fused_attn
@@ -351,7 +351,7 @@ def test_other_images_stand_in_for_calibration_images(images):
     assert parity_images(manifest, 2, str(images)).sample_ids == ("7.png", "3.png")
 
 
-@pytest.mark.parametrize("fault", ["codes", "wiring", "invalid"])
+@pytest.mark.parametrize("fault", ["codes", "bias", "clip", "wiring", "invalid"])
 def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fault):
     from fimaq.toolchain.export import run as module
 
@@ -359,17 +359,24 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
         proto = ir.serde.serialize_model(model)
         if fault == "invalid":
             proto.graph.node[5].op_type = "Nonsense"
+        if fault == "wiring":
+            last = next(node for node in proto.graph.node if "logits" in node.output)
+            last.output[0] = "positive"
+            proto.graph.node.append(helper.make_node("Neg", ["positive"], ["logits"]))
         for tensor in proto.graph.initializer:
             if fault == "codes" and tensor.name == "blocks.1.mlp.fc2.weight.codes":
                 tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
-            if fault == "wiring" and tensor.name == "head.bias":
-                bias = numpy_helper.to_array(tensor) + np.float32([0, 1e3, 0, 0, 0])
-                tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+            if fault == "bias" and tensor.name == "blocks.0.attn.qkv.bias":
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
+            if fault == "clip" and tensor.name == next(n for n in proto.graph.node if n.op_type == "Clip").input[2]:
+                tensor.CopyFrom(numpy_helper.from_array(np.array(255, np.uint8), tensor.name))
         return proto
 
     monkeypatch.setattr(module, "serialize", broken)
     message = {
         "codes": "would not hold blocks.1.mlp.fc2.weight.codes of the run exactly",
+        "bias": "would not hold model.blocks.0.attn.qkv.bias of the run exactly",
+        "clip": "is clipped to other than",
         "wiring": "the file predicts the torch model's class for",
         "invalid": "the exported graph is not valid ONNX",
     }[fault]

@@ -28,6 +28,7 @@ class StoredLayers:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {output: node for node in model.graph.node for output in node.output}
+        self._consumers = {name: node for node in model.graph.node for name in node.input}
         self._nodes = {node.name: node for node in model.graph.node}
 
     def weight(self, layer: str, shape: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
@@ -53,13 +54,21 @@ class StoredLayers:
         """Scale and zero point of the grid that operand 0 or 1 of the layer's product was quantized on."""
         name = self._product(layer).input[operand]
         low = high = None
+        clipped = False
         while (node := self._producers.get(name)) is not None:
             match node.op_type:
                 case "QuantizeLinear" if self._constants[node.input[1]].name != UNIT:
+                    if not clipped and _container_bits(self._constant(node.input[2])) != bits:
+                        raise ExportError(f"layer {layer!r}: operand {operand} is not clipped to {bits} bits.")
                     zero_point = _unsigned(self._constant(node.input[2]), bits)
                     return {"scale": self._constant(node.input[1]), "zero_point": zero_point}
                 case "QuantizeLinear":
                     low = -_unsigned(self._constant(node.input[2]), bits).astype(np.int64)
+                case "Clip":
+                    ends = [int(self._constant(end)) for end in node.input[1:3]]
+                    if ends[1] - ends[0] != 2**bits - 1:
+                        raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
+                    clipped = True
                 case "Min":
                     high = self._constant(node.input[1])
                 case "Max":
@@ -72,6 +81,19 @@ class StoredLayers:
                     break
             name = node.input[0]
         raise ExportError(f"layer {layer!r}: operand {operand} is not quantized in the file.")
+
+    def bias(self, layer: str) -> np.ndarray:
+        """What is added to the layer's product, flat."""
+        product = self._product(layer)
+        if product.op_type == "Conv" and len(product.input) > 2:
+            return self._constant(product.input[2]).reshape(-1)
+        node = self._consumers.get(product.output[0])
+        while node is not None and node.op_type in ("Mul", "Reshape", "Transpose"):
+            node = self._consumers.get(node.output[0])
+        constants = [name for name in node.input if name in self._constants] if node is not None else []
+        if node is None or node.op_type != "Add" or not constants:
+            raise ExportError(f"layer {layer!r} has lost its bias.")
+        return self._constant(constants[0]).reshape(-1)
 
     def _product(self, layer: str) -> onnx.NodeProto:
         for op_type in PRODUCTS:
@@ -98,6 +120,9 @@ def stored_differences(
         layer, _, part = name.rpartition(".")
         if part == "weight":
             found = stored.weight(layer, tensors[f"{name}.codes"].shape, width)
+            bias = tensors.get(f"model.{layer}.bias")
+            if bias is not None and not np.array_equal(stored.bias(layer), bias):
+                yield f"model.{layer}.bias"
         else:
             found = stored.activation(layer, 1 if part == "b" else 0, width)
         for key, value in found.items():
@@ -111,6 +136,11 @@ def _equal(found: np.ndarray, expected: np.ndarray) -> bool:
     if found.size != expected.size and found.size != 1:
         return False
     return bool(np.all(found.reshape(-1) == expected.reshape(-1)))
+
+
+def _container_bits(zero_point: np.ndarray) -> int:
+    """Bits of the integer type a grid is stored in, as in ``uint4``."""
+    return int("".join(filter(str.isdigit, zero_point.dtype.name)))
 
 
 def _unsigned(stored: np.ndarray, bits: int) -> np.ndarray:
