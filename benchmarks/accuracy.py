@@ -50,6 +50,7 @@ def one_run(config: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
     return {
         "command": f"fimaq-tool quantize {' '.join(arguments)}",
         "config": config,
+        "commit": commit(),
         "run": run.name,
         "wbits": quantized["wbits"],
         "abits": quantized["abits"],
@@ -64,6 +65,13 @@ def one_run(config: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
         "top1": measured["top1"],
         "top1_interval": measured["top1_interval"],
     }
+
+
+def commit() -> str:
+    """The commit of the code that made a row."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here)
+    return done.stdout.strip()
 
 
 def tool(*arguments: object) -> dict[str, Any]:

@@ -25,13 +25,15 @@ from fimaq.toolchain.export.errors import ExportError
 from fimaq.toolchain.export.kernels import layer_kernels
 from fimaq.toolchain.export.metadata import Description
 from fimaq.toolchain.export.ops import DOMAIN
+from fimaq.toolchain.export.parity import snr_db, torch_predictor
 from fimaq.toolchain.export.run import operand_bits, parity_images
 from fimaq.toolchain.export.stored import stored_differences
 from fimaq.toolchain.export.targets import TARGETS
 from fimaq.toolchain.export.tidy import after_lowering, before_lowering
 from fimaq.toolchain.export.trace import trace
+from fimaq.toolchain.export.unrounded import without_rounding
 from fimaq.toolchain.families import QuantModel, wrap
-from fimaq.toolchain.nn import QuantLinear, QuantMatMul
+from fimaq.toolchain.nn import QuantLinear, QuantMatMul, float_layers
 from fimaq.toolchain.preprocess import Preprocessing
 from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer, encode
 from fimaq.toolchain.run_folder import layer_rows, load_run, run_tensors
@@ -249,6 +251,20 @@ def test_any_changed_number_is_found_in_the_file(case, target):
             assert list(stored_differences(proto, {**tensors, key: changed}, bits)) == [key]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_rounding_the_file_computes_what_torch_computes_without(case, target):
+    model, traced, _ = case
+    image = np.random.default_rng(0).standard_normal((2, *SIZE), dtype=np.float32)
+    continuous = without_rounding(lowered(traced, target, model), list(model.layers))
+    assert not {node.op_type for node in continuous.graph.node} & {"QuantizeLinear", "Round", "Clip"}
+    (found,) = open_session(continuous.SerializeToString(), optimize=False).run(None, {"image": image})
+    rounded = torch_predictor(model, torch.float32)(image)
+    with float_layers(model.layers.values(), keep_weights=True):
+        wanted = torch_predictor(model, torch.float32)(image)
+    assert snr_db(wanted, found) > 110
+    assert snr_db(wanted, rounded) < 20
+
+
 def test_layers_that_are_not_finished_are_refused_and_the_model_is_left_alone(case):
     model, _, _ = case
     before = dict(model.model.named_modules())
@@ -351,7 +367,7 @@ def test_other_images_stand_in_for_calibration_images(images):
     assert parity_images(manifest, 2, str(images)).sample_ids == ("7.png", "3.png")
 
 
-@pytest.mark.parametrize("fault", ["codes", "bias", "clip", "wiring", "invalid"])
+@pytest.mark.parametrize("fault", ["codes", "bias", "clip", "wiring", "norm", "embedding", "zero point", "invalid"])
 def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fault):
     from fimaq.toolchain.export import run as module
 
@@ -370,6 +386,15 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
             if fault == "clip" and tensor.name == next(n for n in proto.graph.node if n.op_type == "Clip").input[2]:
                 tensor.CopyFrom(numpy_helper.from_array(np.array(255, np.uint8), tensor.name))
+            if fault == "norm" and tensor.name == "blocks.0.norm1.weight":
+                tensor.CopyFrom(numpy_helper.from_array(one_changed(tensor), tensor.name))
+            if fault == "embedding" and tensor.name == "pos_embed":
+                tensor.CopyFrom(numpy_helper.from_array(one_changed(tensor), tensor.name))
+        if fault == "zero point":
+            read = next(node for node in proto.graph.node if node.name == "blocks.1.mlp.fc1/input/DequantizeLinear")
+            moved = numpy_helper.from_array(np.array(3, np.uint8), "moved")
+            proto.graph.initializer.append(moved)
+            read.input[2] = moved.name
         return proto
 
     monkeypatch.setattr(module, "serialize", broken)
@@ -377,13 +402,23 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
         "codes": "would not hold blocks.1.mlp.fc2.weight.codes of the run exactly",
         "bias": "would not hold model.blocks.0.attn.qkv.bias of the run exactly",
         "clip": "is clipped to other than",
-        "wiring": "the file predicts the torch model's class for",
+        "wiring": "apart from the rounding of activations the file does not compute",
+        "norm": "apart from the rounding of activations the file does not compute",
+        "embedding": "apart from the rounding of activations the file does not compute",
+        "zero point": "apart from the rounding of activations the file does not compute",
         "invalid": "the exported graph is not valid ONNX",
     }[fault]
     with pytest.raises(ExportError, match=message) as refused:
         export_run(run, tmp_path / "model.onnx", images=12)
     assert refused.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def one_changed(tensor: onnx.TensorProto) -> np.ndarray:
+    """The tensor with one number of it larger by a hundredth."""
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[array.size // 2] += 0.01
+    return array
 
 
 def test_a_float_model_has_the_same_metadata(tmp_path):

@@ -254,6 +254,13 @@ def test_nan_in_the_result_is_refused(request_, monkeypatch):
     assert not request_.out.exists()
 
 
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl without what a clock measured."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {line["event"] for line in lines} >= {"block", "step"}
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, monkeypatch):
     whole = quantize(replace(request_, out=tmp_path / "whole"))
     original, begun = running.reconstruct_block, []
@@ -280,6 +287,9 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
     assert begun == ["blocks.2", "blocks.3", "blocks.4", "blocks.5", "head"]
     assert resumed["sha256"] == whole["sha256"]
     assert [b["name"] for b in resumed["blocks"]] == [b["name"] for b in whole["blocks"]]
+    assert log_of(request_.out) == log_of(tmp_path / "whole")
+    assert resumed["seconds"]["reconstruct"] == pytest.approx(sum(b["seconds"] for b in resumed["blocks"]))
+    assert resumed["seconds"]["total"] > resumed["seconds"]["calibrate"] + resumed["seconds"]["reconstruct"]
     assert left(request_.out.parent) == ["run", "run/log.jsonl", "run/manifest.json", "run/tensors.safetensors"]
     with pytest.raises(InputError, match=r"there is no unfinished run of .* to resume"):
         quantize(replace(request_, resume=True, out=tmp_path / "other"))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -22,31 +24,44 @@ IDENTITY = "identity.json"
 
 
 @final
+@dataclass(frozen=True)
+class FinishedBlock:
+    """A block's quantizers, its row in the manifest and its lines in log.jsonl."""
+
+    tensors: Mapping[str, np.ndarray]
+    row: Mapping[str, Any]
+    log: list[dict[str, Any]]
+
+
+@final
 class Checkpoint:
-    """One safetensors file per finished block, with the block's manifest row as its metadata."""
+    """One safetensors file per finished block, its row and log lines in the metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, block: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Tensors and manifest row of a finished block, or None if it is not finished."""
+    def load(self, block: str) -> FinishedBlock | None:
+        """What a finished block left, or None if it is not finished."""
         path = self._path(block)
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["row"])  # noqa: SIM118  # safe_open is no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
+                metadata = file.metadata()
+            return FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"checkpoint {path} is damaged ({error}). Quantize again with --force instead of --resume."
             ) from error
 
-    def save(self, block: str, tensors: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
+    def save(self, block: str, finished: FinishedBlock) -> None:
         """Keep a finished block; the file appears whole or not at all."""
         path = self._path(block)
         temporary = path.with_suffix(".tmp")
         try:
-            save_file(dict(tensors), temporary, {"row": json.dumps(row)})
+            metadata = {"row": json.dumps(finished.row), "log": json.dumps(finished.log)}
+            save_file(dict(finished.tensors), temporary, metadata)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -99,4 +114,10 @@ def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:
     if isinstance(begun, dict) and isinstance(wanted, dict):
         keys = sorted(begun.keys() | wanted.keys())
         return [d for key in keys for d in _differences(begun.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if begun == wanted else [f"{name} was {begun}, now {wanted}"]
+    return [] if begun == wanted else [f"{name} was {_short(begun)}, now {_short(wanted)}"]
+
+
+def _short(value: Any) -> str:
+    """A content hash by its first characters; every other value whole."""
+    text = str(value)
+    return f"{text[:12]}..." if re.fullmatch(r"(\w+:)?[0-9a-f]{64}", text) else text

@@ -157,9 +157,9 @@ def _run(
     calibrate(model, images[: recipe.calibrate.samples], recipe, progress)
     middle = time.monotonic()
     blocks = reconstruct(model, images[: recipe.reconstruct.samples], recipe, progress, log, checkpoint)
-    end = time.monotonic()
     _check_finite(model)
-    seconds = {"calibrate": middle - start, "reconstruct": end - middle, "total": end - began}
+    spent = sum(row["seconds"] for row in blocks)  # of all attempts, where the run was resumed
+    seconds = {"calibrate": middle - start, "reconstruct": spent, "total": middle - began + spent}
     return {name: round(value, 3) for name, value in seconds.items()}, blocks
 
 

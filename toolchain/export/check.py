@@ -8,16 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from torch import nn
 
+from ..families import QuantModel
+from ..nn import float_layers
 from ..runtime import open_session, run_session
 from .errors import ExportError
 from .kernels import layer_kernels
-from .parity import SIGNIFICANCE, Agreement, Predict, compare
+from .parity import SIGNIFICANCE, Agreement, Predict, compare, snr_db, torch_predictor
 from .stored import stored_differences
+from .unrounded import without_rounding
 
-FLOAT_SNR_DB = 60.0
-"""A float graph computes what torch computes up to the order of sums; 100 dB is usual."""
+FLOAT_SNR_DB = 80.0
+"""A graph that rounds nothing computes what torch computes up to the order of sums; above 100 dB is usual."""
+
+UNROUNDED_IMAGES = 4
+"""As many suffice where nothing is rounded."""
 
 
 def check_structure(model: onnx.ModelProto) -> None:
@@ -38,6 +45,20 @@ def check_stored(model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], bits
     if differences:
         raise ExportError(
             f"the file would not hold {', '.join(differences[:5])} of the run exactly. Nothing was written. "
+            "This is a fault of the exporter: please report it with the model's name."
+        )
+
+
+def check_unrounded(model: onnx.ModelProto, quantized: QuantModel, images: np.ndarray) -> None:
+    """Without activation rounding the file must compute what the torch model computes so; raises ExportError."""
+    continuous = without_rounding(model, list(quantized.layers)).SerializeToString()
+    with float_layers(quantized.layers.values(), keep_weights=True):
+        reference = torch_predictor(quantized, torch.float32)(images[:UNROUNDED_IMAGES])
+    found = _runtime(continuous, False)(images[:UNROUNDED_IMAGES])
+    if (snr := snr_db(reference, found)) < FLOAT_SNR_DB:
+        raise ExportError(
+            f"apart from the rounding of activations the file does not compute what the torch model computes (signal "
+            f"to noise {snr:.0f} dB; wanted {FLOAT_SNR_DB:.0f} dB or more). Nothing was written. "
             "This is a fault of the exporter: please report it with the model's name."
         )
 
@@ -80,10 +101,10 @@ def count_kernels(path: Path) -> dict[str, int]:
     return {"integer": counts["integer"], "float": counts["float"]}
 
 
-def _runtime(path: Path, optimize: bool) -> Predict:
-    session = open_session(path, optimize=optimize)
+def _runtime(model: Path | bytes, optimize: bool) -> Predict:
+    session = open_session(model, optimize=optimize)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        return run_session(session, {"image": images}, path.name)[0]
+        return run_session(session, {"image": images}, "the exported file")[0]
 
     return predict

@@ -16,7 +16,7 @@ from ..model import load_float
 from ..preprocess import Preprocessing
 from ..run_folder import load_run
 from .build import build_float, build_quantized
-from .check import check_float_parity, check_parity, check_stored, check_structure, count_kernels
+from .check import check_float_parity, check_parity, check_stored, check_structure, check_unrounded, count_kernels
 from .metadata import Description
 from .parity import Agreement
 from .targets import find_target
@@ -66,6 +66,7 @@ def export_run(
         proto = onnx.load(written)
         check_structure(proto)
         check_stored(proto, Artifact.load(run).tensors, operand_bits(manifest["layers"]))
+        check_unrounded(proto, quantized, batch)
         agreement = check_parity(written, quantized, batch)
         layers = count_kernels(written)
     return _result(out, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))

@@ -20,9 +20,17 @@ def quantizer_slots(layer: QuantLayer) -> tuple[str, ...]:
 
 
 @contextmanager
-def float_layers(layers: Iterable[QuantLayer]) -> Iterator[None]:
-    """Every quantizer of ``layers`` is an identity inside the context and back afterwards, also on error."""
-    saved = [(layer, slot, getattr(layer, slot)) for layer in layers for slot in quantizer_slots(layer)]
+def float_layers(layers: Iterable[QuantLayer], *, keep_weights: bool = False) -> Iterator[None]:
+    """Quantizers of ``layers`` are identities inside the context and back afterwards, also on error.
+
+    ``keep_weights`` leaves quantized weights as they are: only activations are float.
+    """
+    saved = [
+        (layer, slot, getattr(layer, slot))
+        for layer in layers
+        for slot in quantizer_slots(layer)
+        if not (keep_weights and slot == "weight_quantizer")
+    ]
     try:
         for layer, slot, _ in saved:
             setattr(layer, slot, nn.Identity())

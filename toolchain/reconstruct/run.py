@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..calibrate import run_block
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, FinishedBlock
 from ..families import Block, QuantModel
-from ..nn import float_layers
+from ..nn import QuantLayer, float_layers
 from ..progress import Progress
 from ..recipe import Recipe
 from ..run_folder import layer_row, quantizer_tensors, restore_quantizers
@@ -32,8 +33,8 @@ def reconstruct(
 
     ``images`` is ``[n, 3, h, w]``, preprocessed; Fisher probes use the first ``recipe.fisher.samples`` of them. Three
     caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth;
-    a probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, and each
-    finished one is put there. With 0 iterations weights are rounded to nearest.
+    a probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, log lines and
+    all, and each finished one is put there. With 0 iterations weights are rounded to nearest.
     """
     if recipe.reconstruct.iterations == 0:
         round_to_nearest(model.layers)
@@ -47,25 +48,32 @@ def reconstruct(
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             with float_layers(layers.values()):
                 cache = BlockCache(clean, quant, run_block(block, clean))
-            if (finished := checkpoint.load(block.name)) is not None:
-                restore_quantizers(
-                    layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished[0]
+            if (finished := checkpoint.load(block.name)) is None:
+                lines: list[dict[str, Any]] = []
+                objective: Objective = (
+                    HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
                 )
-                for layer in layers.values():
-                    layer.to(images.device)
+                first, last = reconstruct_block(
+                    block.name, block.module, layers, cache, objective, recipe, lines.append, task
+                )
                 clean, quant = cache.target, run_block(block, quant)
-                rows.append(finished[1])
+                row = _row(block, first, last, time.monotonic() - began)
+                finished = FinishedBlock(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
+                checkpoint.save(block.name, finished)
+            else:
+                _restore(layers, finished, images.device)
+                clean, quant = cache.target, run_block(block, quant)
                 task.advance(recipe.reconstruct.iterations, block=block.name)
-                continue
-            objective: Objective = (
-                HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
-            )
-            first, last = reconstruct_block(block.name, block.module, layers, cache, objective, recipe, log, task)
-            clean, quant = cache.target, run_block(block, quant)
-            rows.append(_row(block, first, last, time.monotonic() - began))
-            checkpoint.save(block.name, quantizer_tensors(layers), rows[-1])
-            log({"event": "block", **rows[-1]})
+            rows.append(dict(finished.row))
+            for line in finished.log:
+                log(line)
     return rows
+
+
+def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: torch.device) -> None:
+    restore_quantizers(layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished.tensors)
+    for layer in layers.values():
+        layer.to(device)
 
 
 def _float_logits(model: QuantModel, images: Tensor) -> Tensor:

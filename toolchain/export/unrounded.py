@@ -1,0 +1,81 @@
+"""The finished file with every activation grid made continuous: what is left is smooth, and can be compared exactly.
+
+Rounding turns a difference of 1e-7 into another code and drowns everything else: a wrong LayerNorm weight costs a
+low-bit file less agreement than chance does. Without rounding and clipping (weights stay at their codes) the file must
+compute what the torch model computes with identities for activation quantizers, up to the order of float sums. That
+shows whether norms, embeddings, residuals and the order of the layers are right, on one image; the grids left out
+here are read back number by number (``stored``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+ZERO = "/zero_point.float"
+
+
+def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a lowered ``model`` in which the activations of ``layers`` keep their float values.
+
+    ``QuantizeLinear(x, s, z)`` becomes ``x / s + z``, ``DequantizeLinear(q, s, z)`` becomes ``(q - z) s``; rounding and
+    clipping go. Scales and zero points stay where they are, so that two that do not fit together show.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    fixed = set(constants)
+    prefixes = tuple(f"{layer}/" for layer in layers)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in fixed:
+            fixed.update(node.output)  # a weight, stored narrower than it is read
+        continuous = CONTINUOUS.get(node.op_type)
+        if continuous is None or node.input[0] in fixed or not node.name.startswith(prefixes):
+            nodes.append(node)
+            continue
+        if len(node.input) > 2 and node.op_type in GRIDS:
+            zero = node.input[2] + ZERO
+            if zero not in constants:
+                value = numpy_helper.to_array(constants[node.input[2]]).astype(np.float32)
+                constants[zero] = numpy_helper.from_array(value, zero)
+        nodes += continuous(node)
+    for repeated in (graph.node, graph.initializer, graph.value_info):
+        del repeated[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants.values())
+    return result
+
+
+def _divided(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    x, scale, zero = node.input
+    step = f"{node.output[0]}/steps"
+    return [
+        helper.make_node("Div", [x, scale], [step], f"{node.name}/steps"),
+        helper.make_node("Add", [step, zero + ZERO], list(node.output), node.name),
+    ]
+
+
+def _multiplied(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    codes, scale, zero = node.input
+    step = f"{node.output[0]}/steps"
+    return [
+        helper.make_node("Sub", [codes, zero + ZERO], [step], f"{node.name}/steps"),
+        helper.make_node("Mul", [step, scale], list(node.output), node.name),
+    ]
+
+
+def _identity(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [helper.make_node("Identity", [node.input[0]], list(node.output), node.name)]
+
+
+GRIDS = ("QuantizeLinear", "DequantizeLinear")
+CONTINUOUS: dict[str, Callable[[onnx.NodeProto], list[onnx.NodeProto]]] = {
+    "QuantizeLinear": _divided,
+    "DequantizeLinear": _multiplied,
+    **dict.fromkeys(("Clip", "Round", "Min", "Max"), _identity),
+}
