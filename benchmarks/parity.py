@@ -4,8 +4,9 @@
     python benchmarks/parity.py table RESULTS.jsonl
 
 For every run: its ONNX file in ONNX Runtime, optimised and with optimisation off, against the fake-quantized torch
-model in float32; beside it the noise floor, that model against its own float64 copy. Differences of top-1 come with the
-paired 95 % interval (Wald, from the images on which just one of the two is right).
+model in float32; beside it the noise floor, that model against its own float64 copy. Differences of top-1, and of the
+agreement from the floor, come with the paired 95 % interval (Wald, from the images on which just one of the two is
+right, or agrees).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from tabulate import tabulate
 
 from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.parity import snr_db, torch_predictor
+from fimaq.toolchain.export.parity import Agreement, snr_db, torch_predictor
 from fimaq.toolchain.run_folder import load_run
 from fimaq.toolchain.runtime import open_session
 
@@ -53,13 +56,14 @@ def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
     labels = np.asarray(dataset.labels)
     single = logits(torch_predictor(loaded.model, torch.float32), images)
     double = logits(torch_predictor(loaded.model, torch.float64), images)
+    floor = single.argmax(1) == double.argmax(1)
     row: dict[str, Any] = {
         "run": run.name,
         "recipe": loaded.manifest["recipe"]["name"],
         "model": loaded.manifest["model"]["name"],
         "n": len(labels),
         "torch_top1": 100 * float((single.argmax(1) == labels).mean()),
-        "noise_floor": 100 * float((single.argmax(1) == double.argmax(1)).mean()),
+        "noise_floor": 100 * float(floor.mean()),
         "floor_snr_db": snr_db(single, double),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -68,10 +72,12 @@ def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
         for name, optimize in (("optimised", True), ("plain", False)):
             session = open_session(onnx, threads=1, optimize=optimize)
             found = logits(lambda batch, session=session: session.run(None, {"image": batch})[0], images)
-            right = found.argmax(1) == labels
+            right, agrees = found.argmax(1) == labels, found.argmax(1) == single.argmax(1)
             row[name] = {
                 "top1": 100 * float(right.mean()),
-                "agreement": 100 * float((found.argmax(1) == single.argmax(1)).mean()),
+                "agreement": 100 * float(agrees.mean()),
+                "beyond_floor": paired(agrees, floor),
+                "p_value": Agreement(agrees, floor, 0.0, 0.0).p_value,
                 "snr_db": snr_db(single, found),
                 "difference": paired(right, single.argmax(1) == labels),
             }
@@ -79,38 +85,44 @@ def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
 
 
 def table(results: Path) -> str:
-    """Markdown, a line a run."""
-    rows = []
-    for line in results.read_text().splitlines():
-        row = json.loads(line)
-        delta, low, high = row["optimised"]["difference"]
-        rows.append(
-            [
-                row["model"],
-                row["recipe"],
-                f"{row['torch_top1']:.2f}",
-                f"{row['optimised']['top1']:.2f}",
-                f"{delta:+.2f} ({low:+.2f} to {high:+.2f})",
-                f"{row['noise_floor']:.2f}",
-                f"{row['optimised']['agreement']:.2f}",
-                f"{row['plain']['agreement']:.2f}",
-                f"{row['floor_snr_db']:.0f} / {row['optimised']['snr_db']:.0f}",
-                "all" if row["codes_equal"] else "NO",
-            ]
-        )
+    """Markdown, a line a run, and the mean of all runs' distance from their floors."""
+    found = sorted((json.loads(line) for line in results.read_text().splitlines()), key=lambda row: row["run"])
+    rows = [
+        [
+            row["run"],
+            f"{row['torch_top1']:.2f}",
+            f"{row['optimised']['top1']:.2f}",
+            _points(row["optimised"]["difference"]),
+            f"{row['noise_floor']:.2f}",
+            f"{row['optimised']['agreement']:.2f}",
+            _points(row["optimised"]["beyond_floor"]),
+            f"{row['plain']['agreement']:.2f}",
+            _points(row["plain"]["beyond_floor"]),
+            f"{row['floor_snr_db']:.0f} / {row['optimised']['snr_db']:.0f}",
+            "all" if row["codes_equal"] else "NO",
+        ]
+        for row in found
+    ]
+    mean = {level: statistics.mean(row[level]["beyond_floor"][0] for row in found) for level in ("optimised", "plain")}
+    rows.append(["mean", *[""] * 5, f"{mean['optimised']:+.2f}", "", f"{mean['plain']:+.2f}", "", ""])
     headers = [
-        "model",
-        "recipe",
+        "run",
         "torch top-1",
         "ORT top-1",
         "difference (paired 95 %)",
         "noise floor",
         "agreement",
-        "agreement, not optimised",
+        "from the floor (paired 95 %)",
+        "not optimised",
+        "from the floor (paired 95 %)",
         "SNR dB floor / ORT",
         "codes equal",
     ]
-    return tabulate(sorted(rows), headers, tablefmt="github", disable_numparse=True)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _points(interval: Sequence[float]) -> str:
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*interval)
 
 
 def main() -> None:

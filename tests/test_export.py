@@ -1,6 +1,7 @@
 """The export pipeline on small whole models: what is in the file, what ONNX Runtime makes of it, what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,15 +17,18 @@ from onnx import helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 from PIL import Image
 from timm.layers import set_fused_attn
+from timm.models.swin_transformer import SwinTransformer
 
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.export import export_float, export_run
 from fimaq.toolchain.export.errors import ExportError
+from fimaq.toolchain.export.integer_linear import MICROSOFT, OPERATOR
 from fimaq.toolchain.export.kernels import layer_kernels
 from fimaq.toolchain.export.metadata import Description
 from fimaq.toolchain.export.ops import DOMAIN
+from fimaq.toolchain.export.ort_cpu import OrtCpu
 from fimaq.toolchain.export.parity import snr_db, torch_predictor
 from fimaq.toolchain.export.run import operand_bits, parity_images
 from fimaq.toolchain.export.stored import stored_differences
@@ -139,6 +143,12 @@ def lowered(traced: onnx.ModelProto, target: str, model: QuantModel) -> onnx.Mod
     return ir.serde.serialize_model(graph)
 
 
+def products(model: onnx.ModelProto, layer: str) -> list[onnx.NodeProto]:
+    """The layer's product, or those of its parts."""
+    name = rf"{re.escape(layer)}(\.\d+)?/(MatMul|Conv|{OPERATOR})"
+    return [node for node in model.graph.node if re.fullmatch(name, node.name)]
+
+
 @pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
 def case(request):
     name, linear, product = request.param
@@ -173,8 +183,10 @@ def test_a_lowered_model_is_standard_clean_and_named_by_layer(case, target):
     proto = lowered(traced, target, model)
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    assert {node.domain for node in proto.graph.node} == {""}
-    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 21)]
+    own = {node.op_type for node in proto.graph.node if node.domain == MICROSOFT}
+    assert {node.domain for node in proto.graph.node} - {MICROSOFT} == {""}
+    assert own == ({OPERATOR} if target == "ort-cpu" else set())
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 21), *((MICROSOFT, 1) for _ in own)]
     shapes = [
         [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*proto.graph.input, *proto.graph.output)
@@ -183,7 +195,7 @@ def test_a_lowered_model_is_standard_clean_and_named_by_layer(case, target):
     assert [v.name for v in (*proto.graph.input, *proto.graph.output)] == ["image", "logits"]
     names = Counter(node.name for node in proto.graph.node)
     assert max(names.values()) == 1
-    assert all(f"{layer}/MatMul" in names or f"{layer}/Conv" in names for layer in model.layers)
+    assert all(products(proto, layer) for layer in model.layers)
     # Nothing of how it was made, or of this machine.
     content = proto.SerializeToString()
     assert not any(word in content for word in (b"site-packages", b"stack_trace", b"pkg.torch", b"wrapped", b".py"))
@@ -234,6 +246,55 @@ def test_integer_kernels_and_results_survive_a_fixed_batch_and_default_options(c
     assert layer_kernels(tmp_path / "fixed.onnx") == layer_kernels(tmp_path / "dynamic.onnx")
 
 
+FOR_SPEED = ["PatchesToLinear", "SplitLinear", "KeepReadToken", "ScaleBeforeLayout", "FuseIntegerLinear"]
+
+
+@pytest.mark.parametrize("optimize", [True, False], ids=["optimised", "not optimised"])
+@pytest.mark.parametrize("left_out", FOR_SPEED)
+def test_a_pass_for_speed_moves_the_logits_by_the_rounding_of_sums_only(
+    case, left_out, optimize, monkeypatch
+):
+    model, traced, _ = case
+    image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
+    whole = lowered(traced, "ort-cpu", model)
+    steps = [step for step in TARGETS["ort-cpu"].passes() if type(step).__name__ != left_out]
+    monkeypatch.setattr(OrtCpu, "passes", lambda self: steps)
+    without = lowered(traced, "ort-cpu", model)
+    sessions = [open_session(proto.SerializeToString(), optimize=optimize) for proto in (whole, without)]
+    found, wanted = (session.run(None, {"image": image})[0] for session in sessions)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)  # one code more or less is a hundred times that
+    pooled = isinstance(model.model, SwinTransformer)  # no token to keep
+    assert (whole.graph == without.graph) == (pooled and left_out == "KeepReadToken")
+
+
+def test_a_fused_query_key_value_is_three_products(case):
+    model, traced, _ = case
+    proto = lowered(traced, "ort-cpu", model)
+    parts = {name: len(products(proto, name)) for name in model.layers}
+    assert parts == {name: 3 if name.endswith(".qkv") else 1 for name in parts}
+    assert not any(node.op_type == "Split" for node in proto.graph.node)
+
+
+def test_of_the_last_block_only_the_class_token_is_computed():
+    model = quantized("vit", 4, "tensor", "tensor")
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
+    outputs = [output for node in proto.graph.node for output in node.output]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name != "logits")
+    shapes = dict(zip([o.name for o in proto.graph.output], run_all(proto), strict=True))
+    results = {name.removesuffix("/output"): shape for name, shape in shapes.items() if name.endswith("/output")}
+    rows = {layer: shape[-2] for layer, shape in results.items() if layer.startswith("blocks")}
+    assert {name for name, count in rows.items() if count == 1} == {
+        f"blocks.1.{layer}" for layer in ("attn.qkv.0", "attn.qk", "attn.av", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert {count for count in rows.values() if count != 1} == {17}
+
+
+def run_all(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
+    """Shapes of every output for two images."""
+    session = open_session(proto.SerializeToString(), optimize=False)
+    return [array.shape for array in session.run(None, {"image": np.zeros((2, *SIZE), np.float32)})]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_changed_number_is_found_in_the_file(case, target):
     model, traced, _ = case
@@ -263,6 +324,25 @@ def test_without_rounding_the_file_computes_what_torch_computes_without(case, ta
         wanted = torch_predictor(model, torch.float32)(image)
     assert snr_db(wanted, found) > 110
     assert snr_db(wanted, rounded) < 20
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weight_scales_along_the_wrong_axis_are_found_in_the_file(case, target):
+    """The numbers in the file are then all as they should be."""
+    model, traced, _ = case
+    proto = lowered(traced, target, model)
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    producers = {node.output[0]: node for node in proto.graph.node}
+    weighted = [name for name, layer in model.layers.items() if not isinstance(layer, QuantMatMul)]
+    for product in (product for name in weighted for product in products(proto, name)):
+        if product.op_type == OPERATOR:
+            continue  # it knows one axis only
+        (axis,) = (a for a in producers[product.input[1]].attribute if a.name == "axis")
+        right, axis.i = axis.i, 1 - axis.i
+        name = product.name.rpartition("/")[0]
+        with pytest.raises(ExportError, match=f"layer '{name}': weight scales run along axis {axis.i}"):
+            list(stored_differences(proto, tensors, bits))
+        axis.i = right
 
 
 def test_layers_that_are_not_finished_are_refused_and_the_model_is_left_alone(case):
@@ -320,7 +400,7 @@ def test_a_run_becomes_a_checked_file(run, images, tmp_path):
     assert predictor.classes == CLASSES
     stored = {key: json.loads(value) for key, value in predictor.metadata.items()}
     assert set(stored) == {
-        f"fimaq.{key}" for key in ("format", "preprocessing", "classes", "recipe", "layers", "provenance")
+        f"fimaq.{key}" for key in ("format", "preprocessing", "classes", "recipe", "layers", "provenance", "session")
     }
     assert stored["fimaq.layers"] == manifest["layers"]
     assert stored["fimaq.recipe"] == manifest["recipe"]
@@ -382,7 +462,7 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
         for tensor in proto.graph.initializer:
             if fault == "codes" and tensor.name == "blocks.1.mlp.fc2.weight.codes":
                 tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
-            if fault == "bias" and tensor.name == "blocks.0.attn.qkv.bias":
+            if fault == "bias" and tensor.name == "blocks.0.attn.qkv.1.bias":
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
             if fault == "clip" and tensor.name == next(n for n in proto.graph.node if n.op_type == "Clip").input[2]:
                 tensor.CopyFrom(numpy_helper.from_array(np.array(255, np.uint8), tensor.name))
@@ -391,10 +471,10 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
             if fault == "embedding" and tensor.name == "pos_embed":
                 tensor.CopyFrom(numpy_helper.from_array(one_changed(tensor), tensor.name))
         if fault == "zero point":
-            read = next(node for node in proto.graph.node if node.name == "blocks.1.mlp.fc1/input/DequantizeLinear")
+            (product,) = products(proto, "blocks.1.mlp.fc1")
             moved = numpy_helper.from_array(np.array(3, np.uint8), "moved")
             proto.graph.initializer.append(moved)
-            read.input[2] = moved.name
+            product.input[4] = moved.name
         return proto
 
     monkeypatch.setattr(module, "serialize", broken)
@@ -411,6 +491,23 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
     with pytest.raises(ExportError, match=message) as refused:
         export_run(run, tmp_path / "model.onnx", images=12)
     assert refused.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("level", ["optimised", "not optimised"])
+def test_a_file_that_predicts_otherwise_at_one_level_of_optimisation_is_not_written(run, tmp_path, monkeypatch, level):
+    from fimaq.toolchain.export import check
+
+    runtime = check._runtime
+
+    def turned_around(model, optimize):
+        predict = runtime(model, optimize)
+        turned = isinstance(model, Path) and optimize == (level == "optimised")
+        return (lambda images: -predict(images)) if turned else predict
+
+    monkeypatch.setattr(check, "_runtime", turned_around)
+    with pytest.raises(ExportError, match=rf"in ONNX Runtime \({level}\) the file predicts the torch model's class"):
+        export_run(run, tmp_path / "model.onnx", images=12)
     assert list(tmp_path.iterdir()) == []
 
 

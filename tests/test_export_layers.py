@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from fimaq.toolchain.export.ops import DOMAIN, VERSION
 from fimaq.toolchain.export.target import ExportTarget
@@ -131,11 +132,22 @@ def _node(kind: str, inputs: list[ir.Value | None], attributes: Mapping[str, obj
 def run_everywhere(content: bytes, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """The graph's result in ONNX Runtime, optimised and not, and in onnx.reference."""
     feeds = {f"x{i}": array for i, array in enumerate(arrays)}
+    reference = ReferenceEvaluator(onnx.load_from_string(content), new_ops=[MatMulIntegerToFloat])
     return {
         "optimised": open_session(content, threads=1).run(None, feeds)[0],
         "not optimised": open_session(content, threads=1, optimize=False).run(None, feeds)[0],
-        "reference": ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds)[0],
+        "reference": reference.run(None, feeds)[0],
     }
+
+
+class MatMulIntegerToFloat(OpRun):
+    """ONNX Runtime's operator by its definition: an integer product, its scales, a bias."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias):
+        product = (a.astype(np.int64) - int(a_zero_point)) @ (b.astype(np.int64) - b_zero_point.astype(np.int64))
+        return (product.astype(np.float32) * (a_scale * b_scale) + bias,)
 
 
 UNIT_ROUNDOFF = 2.0**-24

@@ -1,10 +1,17 @@
 """When a file counts as agreeing with the torch model, and how it is written."""
 
-import numpy as np
-import pytest
+from pathlib import Path
 
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from fimaq.toolchain import files
 from fimaq.toolchain.errors import InputError
-from fimaq.toolchain.export import write
+from fimaq.toolchain.export import serialize
+from fimaq.toolchain.export.check import check_float_parity
 from fimaq.toolchain.export.errors import ExportError
 from fimaq.toolchain.export.parity import SIGNIFICANCE, Agreement, snr_db
 
@@ -34,6 +41,27 @@ def test_a_sound_file_is_refused_once_in_a_thousand_and_a_broken_one_always():
     assert np.mean(missed) <= 0.05
 
 
+def write_linear(path: Path, weight: np.ndarray) -> None:
+    """An ONNX file that multiplies a flat image with the weight."""
+    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 2, 2])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 5])
+    graph = helper.make_graph(nodes, "linear", [image], [logits], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def test_a_float_file_must_compute_the_logits_and_not_only_their_order(tmp_path):
+    rng = np.random.default_rng(0)
+    weight, images = rng.standard_normal((12, 5), np.float32), rng.standard_normal((8, 3, 2, 2), np.float32)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5, bias=False))
+    model[1].weight.data = torch.from_numpy(weight.T.copy())
+    write_linear(tmp_path / "right.onnx", weight)
+    assert check_float_parity(tmp_path / "right.onnx", model, images).top1_agreement == 100
+    write_linear(tmp_path / "off.onnx", weight * 1.01)
+    with pytest.raises(ExportError, match="signal to noise 40 dB; wanted"):
+        check_float_parity(tmp_path / "off.onnx", model, images)
+
+
 def test_snr():
     x = np.ones((2, 5), np.float32)
     assert snr_db(x, x) == 200.0
@@ -42,10 +70,10 @@ def test_snr():
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     out = tmp_path / "model.onnx"
-    with pytest.raises(ZeroDivisionError), write.whole_file(out, b"new"):
+    with pytest.raises(ZeroDivisionError), files.whole_file(out, b"new"):
         assert 1 / (out.exists() - 0)
     assert list(tmp_path.iterdir()) == []
-    with write.whole_file(out, b"new") as temporary:
+    with files.whole_file(out, b"new") as temporary:
         assert temporary.read_bytes() == b"new"
         assert not out.exists()
     assert out.read_bytes() == b"new"
@@ -54,16 +82,16 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 def test_outputs_that_cannot_be_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="is a folder; wanted the name of a file"):
-        write.check_free(tmp_path, force=True)
+        files.check_free(tmp_path, force=True)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"), write.whole_file(tmp_path / "file" / "model.onnx", b""):
+    with pytest.raises(InputError, match="cannot be written"), files.whole_file(tmp_path / "file" / "model.onnx", b""):
         pass
 
 
 def test_a_model_too_large_for_one_file_is_refused(monkeypatch):
     import onnx_ir as ir
 
-    monkeypatch.setattr(write, "PROTOBUF_LIMIT", 1)
+    monkeypatch.setattr(serialize, "PROTOBUF_LIMIT", 1)
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty")
     with pytest.raises(ExportError, match="one ONNX file holds at most 2 GiB"):
-        write.serialize(ir.Model(graph, ir_version=10))
+        serialize.serialize(ir.Model(graph, ir_version=10))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 
 from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.augment import AREA, RATIO, random_resized_crop
 from fimaq.toolchain.data import open_dataset
+from fimaq.toolchain.data.demo_set import DEMO_MODELS
 from fimaq.toolchain.errors import EnvironmentProblem, InputError
 from fimaq.toolchain.families import wrap
 from fimaq.toolchain.model import load_float
@@ -284,7 +287,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
         begun.clear()
         patch.setattr(running, "reconstruct_block", lambda name, *args: (begun.append(name), original(name, *args))[1])
         resumed = quantize(replace(request_, resume=True))
-    assert begun == ["blocks.2", "blocks.3", "blocks.4", "blocks.5", "head"]
+    assert begun == ["blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6", "blocks.7", "head"]
     assert resumed["sha256"] == whole["sha256"]
     assert [b["name"] for b in resumed["blocks"]] == [b["name"] for b in whole["blocks"]]
     assert log_of(request_.out) == log_of(tmp_path / "whole")
@@ -293,6 +296,27 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
     assert left(request_.out.parent) == ["run", "run/log.jsonl", "run/manifest.json", "run/tensors.safetensors"]
     with pytest.raises(InputError, match=r"there is no unfinished run of .* to resume"):
         quantize(replace(request_, resume=True, out=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("changed", ["weights_sha256", "images"])
+def test_a_run_is_not_resumed_on_other_weights_or_images(changed, request_, tmp_path, monkeypatch):
+    images, weights = tmp_path / "images", tmp_path / "weights.safetensors"
+    shutil.copytree(request_.data, images)
+    state = load_file(DEMO_MODELS["demo_vit"].weights)
+    save_file(state, weights)
+    request = replace(request_, data=str(images), weights=weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizing, "reconstruct", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request)
+    if changed == "weights_sha256":
+        state["blocks.3.mlp.fc1.weight"][5, 7] += 1e-3
+        save_file(state, weights)
+    else:  # the same names, other pixels
+        for path in images.rglob("*.png"):
+            ImageOps.invert(Image.open(path)).save(path)
+    with pytest.raises(InputError, match=rf"begun otherwise: {changed} was \w+\.*, now \w+\.*\. Resume with the same"):
+        quantize(replace(request, resume=True))
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .artifact import TENSORS, Artifact
 from .errors import InputError
-from .runtime import SESSION_CONFIG, onnxruntime_module, open_session
+from .runtime import onnxruntime_module, open_session, session_config
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +91,7 @@ def _optimized(path: Path) -> tuple[dict[str, str], onnx.GraphProto]:
     ort = onnxruntime_module()
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
-    for key, value in SESSION_CONFIG.items():
+    for key, value in session_config().items():
         options.add_session_config_entry(key, value)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimized.onnx"

@@ -7,14 +7,15 @@ import ctypes
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
+from .cgroup import cpu_quota
 from .errors import EnvironmentProblem, InputError, UsageError
+from .processor import saturates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,8 @@ SESSION_CONFIG = {
     # Weight-only DQ + MatMul would compute with int8 activations, 5e-3 off.
     "session.qdq_matmulnbits_accuracy_level": "0",
 }
+EXACT_PAIRS = {"session.x64quantprecision": "1"}
+"""For x86 processors without VNNI only: signed weights are read as unsigned, which is slower and does not saturate."""
 
 _FATAL = 4  # every error is raised as an exception too, so ONNX Runtime need not write it to stderr
 _CHAIN: dict[Provider, tuple[Provider, ...]] = {
@@ -70,18 +73,26 @@ def available_providers() -> list[Provider]:
 
 
 def usable_cores() -> int:
-    """Physical cores this process may run on: what ``threads=None`` means.
+    """Physical cores this process may run on, less what a container's quota takes away: what ``threads=None`` means.
 
-    ONNX Runtime's own default counts the machine's cores, also those a container may not use.
+    ONNX Runtime's own default counts the machine's cores, also those a container may not use. A quota of one core and
+    a half counts as one: threads that wait for each other all stand still while the quota is used up.
     """
     affinity: set[int] = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     )
     siblings = Path("/sys/devices/system/cpu")
     try:
-        return len({(siblings / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in affinity})
+        cores = len({(siblings / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in affinity})
     except OSError:
-        return len(affinity)
+        cores = len(affinity)
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def session_config() -> dict[str, str]:
+    """What a session needs here for a quantized file to compute what it says; files repeat it (``fimaq.session``)."""
+    return SESSION_CONFIG | (EXACT_PAIRS if saturates() else {})
 
 
 def open_session(
@@ -113,7 +124,7 @@ def open_session(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    for key, value in SESSION_CONFIG.items():
+    for key, value in session_config().items():
         options.add_session_config_entry(key, value)
     if provider != "cpu":
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it could not load; _require_loaded says it
@@ -228,7 +239,7 @@ def _native_stderr_unheard() -> Iterator[None]:
     except OSError:  # no stderr at all, as in a daemon
         yield
         return
-    with tempfile.TemporaryFile() as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:  # not a temporary file: a container may have no place for one
         os.dup2(nowhere.fileno(), 2)
         try:
             yield

@@ -29,10 +29,9 @@ import numpy as np
 import onnx_ir as ir
 
 from .emit import Emitter
-from .ops import Activation
+from .ops import LAYOUT, Activation
 
 FLOAT = ir.DataType.FLOAT
-LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -13,7 +14,7 @@ from .ops import DOMAIN
 UNIT = "float.1"
 """Name of the constant 1.0 that stands in for a scale which is applied elsewhere."""
 
-LAYER_ATTRIBUTES = frozenset({"layer", "weight_bits", "activation_bits"})
+BITS = ("weight_bits", "activation_bits")
 
 
 @final
@@ -52,18 +53,20 @@ class Emitter:
         """A one-dimensional int64 constant (a shape) shared by the whole graph."""
         return self.constant(f"int64.{'x'.join(map(str, values))}", np.array(values), ir.DataType.INT64)
 
-    def op(self, op_type: str, inputs: list[ir.Value | None], part: str = "", **attributes: Any) -> ir.Value:
-        """Append an operator of the standard domain and return its output."""
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], part: str = "", domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Append an operator, of the standard domain unless said, and return its output."""
         stem = "/".join(filter(None, (self.layer, part, op_type)))
         count = self._count[stem] = self._count.get(stem, -1) + 1
         name = f"{stem}_{count}" if count else stem
         output = ir.Value(name=f"{name}_output")
-        self.nodes.append(ir.node(op_type, inputs, attributes, outputs=[output], name=name))
+        self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=[output], name=name))
         return output
 
     def layer_op(self, op_type: str, node: ir.Node, inputs: list[ir.Value | None], shape: ir.Shape) -> ir.Value:
         """Append a ``fimaq::`` operator that computes in another shape what ``node`` does; return its output."""
-        attributes = {name: attribute.value for name, attribute in node.attributes.items() if name in LAYER_ATTRIBUTES}
+        attributes = {name: node.attributes[name].value for name in BITS} | {"layer": self.layer}
         name = f"{self.layer}/{op_type}"
         output = ir.Value(name=f"{name}_output", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=DOMAIN, outputs=[output], name=name))

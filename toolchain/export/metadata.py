@@ -11,6 +11,7 @@ from typing import Any, final
 import onnx_ir as ir
 
 from ..preprocess import Preprocessing
+from ..runtime import EXACT_PAIRS, SESSION_CONFIG
 
 FORMAT = "1"
 
@@ -45,6 +46,7 @@ class Description:
             "fimaq.recipe": _json(self.recipe),
             "fimaq.layers": _json(list(self.layers)),
             "fimaq.provenance": _json(provenance),
+            "fimaq.session": _json({"always": SESSION_CONFIG, "x86 without VNNI": EXACT_PAIRS}),
         }
 
     def write_to(self, model: ir.Model) -> None:

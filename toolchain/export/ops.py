@@ -15,6 +15,7 @@ QMatMul        a, b, a scale, a zero point, b scale, b zero point
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -25,6 +26,15 @@ from .errors import ExportError
 
 DOMAIN = "fimaq"
 VERSION = 1
+
+LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+"""Standard operators that move numbers and change none."""
+
+
+def static_sizes(sizes: Iterable[int | ir.SymbolicDim]) -> list[int] | None:
+    """The sizes as numbers; None where one is only known when the graph runs."""
+    known = list(sizes)
+    return [size for size in known if isinstance(size, int)] if all(isinstance(n, int) for n in known) else None
 
 
 @final

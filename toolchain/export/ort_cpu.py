@@ -2,9 +2,13 @@
 
 A product of two DequantizeLinear becomes MatMulIntegerToFloat. Codes are 8-bit integers whatever their bits, since
 4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 and cast, which ONNX Runtime does
-once when it loads the file. The left operand is unsigned, the right one signed as long as that is exact on every CPU:
-on one with AVX512-VNNI, onnxruntime 1.31 took 57 us for [197, 192] x [192, 576] with signed weights, 115 with
-unsigned ones and 160 in float (one thread).
+once when it loads the file. The left operand is unsigned, weights are signed: on a CPU with AVX512-VNNI, onnxruntime
+1.31 took 57 us for [197, 192] x [192, 576] with signed weights, 115 with unsigned ones and 160 in float (one thread).
+
+An x86 CPU without VNNI adds two neighbouring products in 16 bits and saturates where both sides have 8 bits. Sessions
+of this tool ask ONNX Runtime for exact kernels there (``runtime.EXACT_PAIRS``; it then reads the weights as
+unsigned); a file says in its metadata ``fimaq.session`` what other sessions have to ask for. Two activations of 8 bits
+are not covered by that, so the right one of them is unsigned.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ from typing import final
 import onnx_ir as ir
 
 from .activations import Container
-from .integer_shapes import KeepOffGemm, PatchesToLinear
-from .layout import SliceBeforeTranspose
+from .integer_linear import FuseIntegerLinear
+from .layout import ScaleBeforeLayout, SliceBeforeTranspose
+from .patches import PatchesToLinear
 from .qdq import LowerToQdq
+from .read_tokens import KeepReadToken
+from .split_linear import SplitLinear
 
 UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))
 
@@ -26,11 +33,7 @@ INT16_MAX = 2**15 - 1
 
 
 def signed_is_exact(left_bits: int, right_bits: int) -> bool:
-    """Whether unsigned x signed products of these codes are exact on every CPU.
-
-    Before VNNI, x86 adds two neighbouring products in 16 bits and saturates: ``2 (2^left - 1) 2^(right - 1)`` must fit.
-    Only 8 bits on both sides do not.
-    """
+    """Whether two neighbouring products ``2 (2^left - 1) 2^(right - 1)`` fit 16 bits; 8 bits on both sides do not."""
     return 2 * (2**left_bits - 1) * 2 ** (right_bits - 1) <= INT16_MAX
 
 
@@ -41,12 +44,12 @@ class _Containers:
         return UINT8
 
     def right(self, bits: int, left_bits: int | None) -> Container:
-        """int8 where exact, else uint8."""
+        """int8 where that is exact on every CPU, else uint8."""
         return INT8 if left_bits is not None and signed_is_exact(left_bits, bits) else UINT8
 
     def weight(self, bits: int, left_bits: int | None) -> Container:
-        """The same."""
-        return self.right(bits, left_bits)
+        """int8, unless a float kernel reads it."""
+        return UINT8 if left_bits is None else INT8
 
     def stored_weight(self, bits: int, read: Container) -> Container:
         """Four bits an element where they suffice."""
@@ -64,10 +67,13 @@ class OrtCpu:
     default_opset: int = 21
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
-        """Shapes first, then Q/DQ."""
+        """Shapes first, then Q/DQ, then what ONNX Runtime has one operator for."""
         return [
             SliceBeforeTranspose(),
             PatchesToLinear(),
-            KeepOffGemm(),
+            SplitLinear(),
+            KeepReadToken(),
+            ScaleBeforeLayout(),
             LowerToQdq(_Containers(), before_layout=True),
+            FuseIntegerLinear(),
         ]

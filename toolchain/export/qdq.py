@@ -77,10 +77,7 @@ class LowerToQdq(ir.passes.InPlacePass):
         product = _scale(emit, emit.op("MatMul", [x.value, weight]), x)
         if op.bias is None:
             return product
-        # With a bias of the product's rank ONNX Runtime leaves MatMul and Add apart. It would make a float Gemm of
-        # them where the batch is fixed, and lose the integer kernel.
-        rank = 1 if op.x.value.shape is None else len(op.x.value.shape)
-        return emit.op("Add", [product, _bias(emit, op.bias.reshape(*[1] * (rank - 1), -1))])
+        return emit.op("Add", [product, _bias(emit, op.bias)])
 
     def _conv(self, emit: Emitter, op: ConvOp) -> ir.Value:
         x = self.activations.operand(emit, op.x, self.containers.left, factored=False)

@@ -12,6 +12,7 @@ import onnx
 from ..artifact import Artifact
 from ..data import ImageSet, calibration_sample, open_dataset
 from ..errors import InputError
+from ..files import check_free, whole_file
 from ..model import load_float
 from ..preprocess import Preprocessing
 from ..run_folder import load_run
@@ -19,8 +20,8 @@ from .build import build_float, build_quantized
 from .check import check_float_parity, check_parity, check_stored, check_structure, check_unrounded, count_kernels
 from .metadata import Description
 from .parity import Agreement
+from .serialize import serialize
 from .targets import find_target
-from .write import check_free, serialize, whole_file
 
 FLOAT_IMAGES = 8
 """Random images suffice where nothing is rounded to few bits."""

@@ -15,8 +15,9 @@ from onnx import numpy_helper
 
 from .emit import UNIT
 from .errors import ExportError
+from .integer_linear import OPERATOR
 
-PRODUCTS = ("MatMul", "Conv")
+PRODUCTS = ("MatMul", "Conv", OPERATOR)
 BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Round", "Mul"})
 """Operators between a quantized tensor's grid and its product."""
 
@@ -33,25 +34,38 @@ class StoredLayers:
 
     def weight(self, layer: str, shape: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
         """Codes (in ``shape``), scales ``[o]`` and zero points ``[o]`` that the layer's product reads."""
+        parts = [self._weight(part, bits) for part in self._parts(layer)]
+        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return whole | {"codes": whole["codes"].reshape(shape)}
+
+    def _weight(self, layer: str, bits: int) -> dict[str, np.ndarray]:
         product = self._product(layer)
-        dequantize = self._producers.get(product.input[1])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            raise ExportError(f"layer {layer!r}: the weight does not come from DequantizeLinear.")
-        source, scale, zero_point = dequantize.input
+        if product.op_type == OPERATOR:
+            source, scale, zero_point = product.input[1], product.input[3], product.input[5]
+        else:
+            dequantize = self._producers.get(product.input[1])
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                raise ExportError(f"layer {layer!r}: the weight does not come from DequantizeLinear.")
+            source, scale, zero_point = dequantize.input
+            axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
+            if axis != (0 if product.op_type == "Conv" else 1):
+                raise ExportError(f"layer {layer!r}: weight scales run along axis {axis}.")
         cast = self._producers.get(source)
-        stored = self._constant(source if cast is None else cast.input[0])
-        codes = _unsigned(stored, bits)
-        axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
-        if axis != (1 if product.op_type == "MatMul" else 0):
-            raise ExportError(f"layer {layer!r}: weight scales run along axis {axis}.")
+        codes = _unsigned(self._constant(source if cast is None else cast.input[0]), bits)
         return {
-            "codes": (codes.T if product.op_type == "MatMul" else codes).reshape(shape),
+            "codes": codes if product.op_type == "Conv" else codes.T,
             "scale": self._constant(scale),
             "zero_point": _unsigned(self._constant(zero_point), bits),
         }
 
     def activation(self, layer: str, operand: int, bits: int) -> dict[str, np.ndarray]:
         """Scale and zero point of the grid that operand 0 or 1 of the layer's product was quantized on."""
+        parts = [self._activation(part, operand, bits) for part in self._parts(layer)]
+        if any(not np.array_equal(part[key], parts[0][key]) for part in parts for key in part):
+            raise ExportError(f"layer {layer!r}: operand {operand} is on one grid here and on another there.")
+        return parts[0]
+
+    def _activation(self, layer: str, operand: int, bits: int) -> dict[str, np.ndarray]:
         name = self._product(layer).input[operand]
         low = high = None
         clipped = False
@@ -84,7 +98,12 @@ class StoredLayers:
 
     def bias(self, layer: str) -> np.ndarray:
         """What is added to the layer's product, flat."""
+        return np.concatenate([self._bias(part) for part in self._parts(layer)])
+
+    def _bias(self, layer: str) -> np.ndarray:
         product = self._product(layer)
+        if product.op_type == OPERATOR:
+            return self._constant(product.input[6])
         if product.op_type == "Conv" and len(product.input) > 2:
             return self._constant(product.input[2]).reshape(-1)
         node = self._consumers.get(product.output[0])
@@ -94,6 +113,13 @@ class StoredLayers:
         if node is None or node.op_type != "Add" or not constants:
             raise ExportError(f"layer {layer!r} has lost its bias.")
         return self._constant(constants[0]).reshape(-1)
+
+    def _parts(self, layer: str) -> list[str]:
+        """The layer itself, or ``<layer>.0``, ``<layer>.1``, ... where it was split by its outputs."""
+        count = 0
+        while any(f"{layer}.{count}/{op_type}" in self._nodes for op_type in PRODUCTS):
+            count += 1
+        return [f"{layer}.{part}" for part in range(count)] or [layer]
 
     def _product(self, layer: str) -> onnx.NodeProto:
         for op_type in PRODUCTS:

@@ -15,33 +15,40 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .integer_linear import OPERATOR
+
 ZERO = "/zero_point.float"
 
 
 def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
     """A copy of a lowered ``model`` in which the activations of ``layers`` keep their float values.
 
-    ``QuantizeLinear(x, s, z)`` becomes ``x / s + z``, ``DequantizeLinear(q, s, z)`` becomes ``(q - z) s``; rounding and
-    clipping go. Scales and zero points stay where they are, so that two that do not fit together show.
+    ``QuantizeLinear(x, s, z)`` becomes ``x / s + z``, ``DequantizeLinear(q, s, z)`` becomes ``(q - z) s``, also inside
+    a fused product; rounding and clipping go. Scales and zero points stay where they are, so that two that do not fit
+    together show.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     fixed = set(constants)
-    prefixes = tuple(f"{layer}/" for layer in layers)
+    prefixes = tuple(f"{layer}{end}" for layer in layers for end in "/.")
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Cast" and node.input[0] in fixed:
             fixed.update(node.output)  # a weight, stored narrower than it is read
         continuous = CONTINUOUS.get(node.op_type)
-        if continuous is None or node.input[0] in fixed or not node.name.startswith(prefixes):
+        if (
+            continuous is None
+            or (node.op_type in GRIDS and node.input[0] in fixed)
+            or not node.name.startswith(prefixes)
+        ):
             nodes.append(node)
             continue
-        if len(node.input) > 2 and node.op_type in GRIDS:
-            zero = node.input[2] + ZERO
+        if node.op_type in ZERO_POINT:
+            zero = node.input[ZERO_POINT[node.op_type]] + ZERO
             if zero not in constants:
-                value = numpy_helper.to_array(constants[node.input[2]]).astype(np.float32)
+                value = numpy_helper.to_array(constants[zero.removesuffix(ZERO)]).astype(np.float32)
                 constants[zero] = numpy_helper.from_array(value, zero)
         nodes += continuous(node)
     for repeated in (graph.node, graph.initializer, graph.value_info):
@@ -73,9 +80,27 @@ def _identity(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [helper.make_node("Identity", [node.input[0]], list(node.output), node.name)]
 
 
+def _product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    codes, weight, scale, weight_scale, zero, weight_zero, bias = node.input
+    left, right, product = (f"{node.output[0]}/{part}" for part in ("left", "right", "product"))
+    dequantize = helper.make_node("DequantizeLinear", [codes, scale, zero], [left], f"{node.name}/left")
+    return [
+        *_multiplied(dequantize),
+        helper.make_node(
+            "DequantizeLinear", [weight, weight_scale, weight_zero], [right], f"{node.name}/right", axis=1
+        ),
+        helper.make_node("MatMul", [left, right], [product], f"{node.name}/product"),
+        helper.make_node("Add", [product, bias], list(node.output), node.name),
+    ]
+
+
 GRIDS = ("QuantizeLinear", "DequantizeLinear")
+ZERO_POINT = {"QuantizeLinear": 2, "DequantizeLinear": 2, OPERATOR: 4}
+"""Which input is the zero point of an activation."""
+
 CONTINUOUS: dict[str, Callable[[onnx.NodeProto], list[onnx.NodeProto]]] = {
     "QuantizeLinear": _divided,
     "DequantizeLinear": _multiplied,
+    OPERATOR: _product,
     **dict.fromkeys(("Clip", "Round", "Min", "Max"), _identity),
 }

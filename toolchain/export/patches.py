@@ -83,25 +83,3 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     (output,) = node.outputs
     readers = list(output.uses())
     return readers[0].node if len(readers) == 1 and not output.is_graph_output() else None
-
-
-@final
-class KeepOffGemm(ir.passes.InPlacePass):
-    """A QLinear on ``[b, i]`` gets a token axis: ONNX Runtime turns MatMul + Add on matrices into a float Gemm."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Surround every such QLinear by Unsqueeze and Squeeze."""
-        changed = False
-        for node in model.graph:
-            x, y = (node.inputs[0], node.outputs[0]) if node.op_type == "QLinear" else (None, None)
-            if x is None or y is None or x.shape is None or y.shape is None or len(x.shape) != 2:
-                continue
-            emit = Emitter(model.graph, str(node.attributes["layer"].value))
-            axis = emit.indices([1])
-            tokens = emit.op("Unsqueeze", [x, axis], "tokens")
-            tokens.shape = ir.Shape([x.shape[0], 1, x.shape[1]])
-            tokens.type = x.type
-            product = emit.layer_op("QLinear", node, [tokens, *node.inputs[1:]], ir.Shape([y.shape[0], 1, y.shape[1]]))
-            emit.replace([node], emit.op("Squeeze", [product, axis], "tokens"))
-            changed = True
-        return ir.passes.PassResult(model, modified=changed)

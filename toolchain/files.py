@@ -1,4 +1,4 @@
-"""Output files appear whole, checked, under their name, or not at all."""
+"""Output files appear whole, under their name, or not at all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
-from ..errors import InputError
-from .errors import ExportError
-
-PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes a single ONNX file can have."""
+from .errors import InputError
 
 
 def check_free(out: Path, force: bool) -> None:
@@ -24,17 +17,6 @@ def check_free(out: Path, force: bool) -> None:
         raise InputError(f"{out} is a folder; wanted the name of a file. Give -o MODEL.onnx.")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Give another -o, or --force to replace it.")
-
-
-def serialize(model: ir.Model) -> onnx.ModelProto:
-    """The model as one protobuf; raises ExportError where it is too large for one file."""
-    proto = ir.serde.serialize_model(model)
-    if proto.ByteSize() > PROTOBUF_LIMIT:
-        raise ExportError(
-            f"the model takes {proto.ByteSize() / 2**30:.1f} GiB; one ONNX file holds at most 2 GiB, and files with "
-            "external data are not written by this version. Export fewer bits or a smaller model."
-        )
-    return proto
 
 
 @contextmanager
@@ -55,3 +37,9 @@ def whole_file(out: Path, content: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone, or never there
             temporary.unlink()
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """Write a file that needs no check; raises InputError where it cannot be written."""
+    with whole_file(out, content):
+        pass
