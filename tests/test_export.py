@@ -246,14 +246,12 @@ def test_integer_kernels_and_results_survive_a_fixed_batch_and_default_options(c
     assert layer_kernels(tmp_path / "fixed.onnx") == layer_kernels(tmp_path / "dynamic.onnx")
 
 
-FOR_SPEED = ["PatchesToLinear", "SplitLinear", "KeepReadToken", "ScaleBeforeLayout", "FuseIntegerLinear"]
+FOR_SPEED = ["PatchesToLinear", "SplitLinear", "KeepReadToken", "FuseIntegerLinear"]
 
 
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimised", "not optimised"])
 @pytest.mark.parametrize("left_out", FOR_SPEED)
-def test_a_pass_for_speed_moves_the_logits_by_the_rounding_of_sums_only(
-    case, left_out, optimize, monkeypatch
-):
+def test_a_pass_for_speed_moves_the_logits_by_the_rounding_of_sums_only(case, left_out, optimize, monkeypatch):
     model, traced, _ = case
     image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
     whole = lowered(traced, "ort-cpu", model)

@@ -11,13 +11,16 @@ from .errors import InputError
 from .evaluate import EvalResult, OrtPredictor, evaluate
 from .evaluate.torch_backend import TorchPredictor
 from .export import export_float, export_run
-from .progress import Progress
+from .progress import Progress, Titled
 from .quantize import QuantizeRequest, quantize
 from .recipe import Recipe, load_recipe
 
 RECIPE = "fast-w3a3"
 FIRST = "demo_vit"
 """The model whose figures stand for the demo."""
+
+TITLES = {"rtn": "round to nearest", "fimaq": "FIMA-Q"}
+"""How progress names the two quantized models."""
 
 
 def run_demo(folder: Path, *, device: str, force: bool, progress: Progress) -> dict[str, Any]:
@@ -42,7 +45,6 @@ def run_demo(folder: Path, *, device: str, force: bool, progress: Progress) -> d
         "agreement": first["fimaq"]["agreement"],
         "onnx_bytes": first["fimaq"]["bytes"],
         "float_bytes": first["float"]["bytes"],
-        "gate": None,
         "models": models,
     }
 
@@ -53,16 +55,19 @@ def _one(
     recipe = load_recipe(RECIPE)
     onnx = folder / f"{name}-float.onnx"
     export_float(name, onnx, weights=None, opset=None, force=force)
-    figures = {"float": _figures(_in_onnx_runtime(onnx, data, force, progress))}
+    figures = {"float": _figures(_in_onnx_runtime(onnx, data, force, Titled(progress, f"{name}, float")))}
     for label, wanted in (("rtn", recipe.with_overrides(iters=0)), ("fimaq", recipe)):
+        titled = Titled(progress, f"{name}, {TITLES[label]}")
         run, onnx = folder / f"{name}-{label}", folder / f"{name}-{label}.onnx"
-        done = quantize(_request(name, data, run, wanted, device, force), progress=progress)
-        export_run(run, onnx, target="ort-cpu", opset=None, force=force, data=str(data.calib))
-        found = _in_onnx_runtime(onnx, data, force, progress)
+        done = quantize(_request(name, data, run, wanted, device, force), progress=titled)
+        with titled.task("export and check", 1) as task:
+            export_run(run, onnx, target="ort-cpu", opset=None, force=force, data=str(data.calib))
+            task.advance()
+        found = _in_onnx_runtime(onnx, data, force, titled)
         figures[label] = {**_figures(found), "seconds": done["seconds"]["total"]}
         if label == "fimaq":
             fake = TorchPredictor(run, "cpu")
-            in_torch = evaluate(fake, open_dataset(data.val, classes=fake.classes), progress=progress)
+            in_torch = evaluate(fake, open_dataset(data.val, classes=fake.classes), progress=titled)
             figures[label] |= {"torch_top1": in_torch.top1, "agreement": _agreement(found, in_torch)}
     return figures
 

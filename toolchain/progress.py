@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, final
 
 
@@ -35,3 +36,16 @@ class NullProgress:
 class _NullTask:
     def advance(self, n: int = 1, **info: object) -> None:
         """Ignore the steps."""
+
+
+@final
+@dataclass(frozen=True)
+class Titled:
+    """Tells another with a title before each task's name: which of several runs it belongs to."""
+
+    told: Progress
+    title: str
+
+    def task(self, name: str, total: int) -> AbstractContextManager[Task]:
+        """The task, as ``<title>: <name>``."""
+        return self.told.task(f"{self.title}: {name}", total)

@@ -25,7 +25,8 @@ KNOWN_FORMAT = "1"
 class OrtPredictor:
     """An ONNX file in an ONNX Runtime session.
 
-    ``threads=None`` uses every core. ``metadata`` is the file's metadata_props as written.
+    ``threads=None`` uses every core. ``metadata`` is the file's metadata_props as written;
+    ``fixed_batch`` the batch size where the file fixes it.
 
     Raises InputError when the file is not ONNX, does not carry ``fimaq.preprocessing``, or has inputs or outputs of
     another shape than image ``[batch, 3, h, w]`` and logits ``[batch, classes]``; EnvironmentProblem for a provider
@@ -41,23 +42,24 @@ class OrtPredictor:
         self.provider: str = provider
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.preprocessing = self._read_preprocessing()
-        self._input, self._batch = self._read_input()
+        self.input_name, self.fixed_batch = self._read_input()
+        self.output_name: str = self._session.get_outputs()[0].name
         self.classes = self._read_classes()
         self.environment: Mapping[str, Any] = {"threads": threads or usable_cores()}
 
     def __call__(self, batch: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
         """Logits ``[b, classes]`` of images ``[b, 3, h, w]``; a file with a fixed batch is fed that many at a time."""
-        if self._batch is None or len(batch) == self._batch:
+        if self.fixed_batch is None or len(batch) == self.fixed_batch:
             return self._run(batch)
         logits = []
-        for start in range(0, len(batch), self._batch):
-            part = batch[start : start + self._batch]
-            filler = np.zeros((self._batch - len(part), *part.shape[1:]), dtype=part.dtype)
+        for start in range(0, len(batch), self.fixed_batch):
+            part = batch[start : start + self.fixed_batch]
+            filler = np.zeros((self.fixed_batch - len(part), *part.shape[1:]), dtype=part.dtype)
             logits.append(self._run(np.concatenate([part, filler]))[: len(part)])
         return np.concatenate(logits)
 
     def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return run_session(self._session, {self._input: batch}, self.model)[0]
+        return run_session(self._session, {self.input_name: batch}, self.model)[0]
 
     def _read_preprocessing(self) -> Preprocessing:
         found = self.metadata.get(FORMAT, KNOWN_FORMAT)

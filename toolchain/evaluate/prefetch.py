@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +14,9 @@ from ..data import ImageSet
 from ..errors import InputError
 from ..preprocess import Preprocessing
 
+Prepare = Callable[[ImageSet, int], npt.NDArray[np.float32]]
+"""From a sample to the array that a predictor is given; called from several threads at once."""
+
 Prepared = npt.NDArray[np.float32] | InputError
 
 
@@ -22,18 +25,29 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prefetch(
-    images: ImageSet, preprocessing: Preprocessing, workers: int, window: int
-) -> Iterator[tuple[int, Prepared]]:
-    """Yield each index with its array ``[3, h, w]``, or with the InputError that says why there is none, in order.
+def preprocessed(preprocessing: Preprocessing) -> Prepare:
+    """Decode a sample and preprocess it: float32 ``[3, h, w]``."""
+
+    def prepare(images: ImageSet, index: int) -> npt.NDArray[np.float32]:
+        image = images.load(index)
+        try:
+            return preprocessing.apply(image)
+        except InputError as error:
+            raise InputError(f"{images.sample_ids[index]} in {images.source}: {error}") from error
+
+    return prepare
+
+
+def prefetch(images: ImageSet, prepare: Prepare, workers: int, window: int) -> Iterator[tuple[int, Prepared]]:
+    """Yield each index with its array, or with the InputError that says why there is none, in order.
 
     At most ``window`` images are in memory, whatever the size of the set. Pillow and numpy let go of the interpreter
     while they work, so ``workers`` threads keep as many cores busy also while the caller runs a model.
     """
 
-    def prepare(index: int) -> Prepared:
+    def attempt(index: int) -> Prepared:
         try:
-            return _prepare(images, preprocessing, index)
+            return prepare(images, index)
         except InputError as error:
             return error
 
@@ -42,7 +56,7 @@ def prefetch(
         todo = iter(range(len(images)))
         pending: deque[tuple[int, Future[Prepared]]] = deque()
         for index in todo:
-            pending.append((index, pool.submit(prepare, index)))
+            pending.append((index, pool.submit(attempt, index)))
             if len(pending) >= window:
                 done, future = pending.popleft()
                 yield done, future.result()
@@ -51,11 +65,3 @@ def prefetch(
             yield done, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare(images: ImageSet, preprocessing: Preprocessing, index: int) -> npt.NDArray[np.float32]:
-    image = images.load(index)
-    try:
-        return preprocessing.apply(image)
-    except InputError as error:
-        raise InputError(f"{images.sample_ids[index]} in {images.source}: {error}") from error

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, UsageError
+from .figures import FORMAT_VERSION, read_figures, sealed
 
-FORMAT_VERSION = 1
+UNREADABLE = (
+    *(OSError, EOFError, BadZipFile, zlib.error, struct.error),
+    *(ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError),
+)
+"""What numpy and zipfile raise on files that are cut, overwritten or made up."""
 
 
 @final
@@ -34,6 +40,25 @@ class Predictions:
     top5: npt.NDArray[np.int32]
     top5_logits: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for arrays of another type or length, for none, and for logits that are not finite."""
+        wanted = {
+            "sample_ids": ("U", 1),
+            "labels": ("i", 1),
+            "top5": ("i", 2),
+            "top5_logits": ("f", 2),
+            "logits": ("f", 2),
+        }
+        n = self.sample_ids.shape[:1]
+        for name, array in self.arrays.items():
+            kind, dimensions = wanted[name]
+            if array.dtype.kind != kind or array.ndim != dimensions or array.shape[:1] != n or not array.size:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+            if kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        if self.top5.shape != self.top5_logits.shape:
+            raise ValueError(f"top5 is {list(self.top5.shape)} and top5_logits {list(self.top5_logits.shape)}")
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -103,14 +128,16 @@ class EvalResult:
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays as plain JSON values; ``predictions_sha256`` says which arrays belong to it."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "predictions"}
-        return {
-            "format_version": FORMAT_VERSION,
-            **values,
-            "dataset": dict(vars(self.dataset)),
-            "top1_interval": list(self.top1_interval),
-            "skipped": list(self.skipped),
-            "predictions_sha256": self.predictions.sha256,
-        }
+        return sealed(
+            {
+                "format_version": FORMAT_VERSION,
+                **values,
+                "dataset": dict(vars(self.dataset)),
+                "top1_interval": list(self.top1_interval),
+                "skipped": list(self.skipped),
+                "predictions_sha256": self.predictions.sha256,
+            }
+        )
 
     def save(self, path: Path | str, force: bool = False) -> None:
         """Write RESULT.json and, beside it, RESULT.npz; each appears whole, the json last.
@@ -142,25 +169,27 @@ class EvalResult:
         """
         path = Path(path)
         arrays = path.with_suffix(".npz")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            version, wanted = values.pop("format_version"), values.pop("predictions_sha256")
-            if version != FORMAT_VERSION:
-                raise ValueError(f"format_version is {version}, wanted {FORMAT_VERSION}")
-            values["dataset"] = DatasetRef(**values["dataset"])
-            values["top1_interval"] = tuple(values["top1_interval"])
-            values["skipped"] = tuple(values["skipped"])
-            with arrays.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                predictions = Predictions(**{name: archive[name] for name in archive.files})
-            result = cls(**values, predictions=predictions)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
-            raise InputError(
-                f"{path} with {arrays.name} beside it is not a result of `fimaq-tool evaluate -o` ({error}). "
-                "Evaluate the model again."
-            ) from error
+        figures = read_figures(path)
+        del figures["format_version"]
+        wanted = figures.pop("predictions_sha256")
+        predictions = _read_arrays(arrays, path)
         if predictions.sha256 != wanted:
             raise InputError(f"{arrays} does not belong to {path}: its hash is another. Evaluate the model again.")
-        return result
+        figures["dataset"] = DatasetRef(**figures["dataset"])
+        figures["top1_interval"] = tuple(figures["top1_interval"])
+        figures["skipped"] = tuple(figures["skipped"])
+        return cls(**figures, predictions=predictions)
+
+
+def _read_arrays(arrays: Path, result: Path) -> Predictions:
+    """RESULT.npz of a result. Raises InputError where it is missing or damaged."""
+    try:
+        with arrays.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return Predictions(**{name: archive[name] for name in archive.files})
+    except UNREADABLE as error:
+        raise InputError(
+            f"{arrays} is not what `fimaq-tool evaluate -o` writes beside {result} ({error}). Evaluate the model again."
+        ) from error
 
 
 def check_result_path(path: Path | str, force: bool) -> Path:

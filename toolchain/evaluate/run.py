@@ -16,7 +16,7 @@ from ..errors import InputError, UsageError
 from ..progress import NullProgress, Progress
 from .metrics import hits, percent, top_k, wilson_interval
 from .predictor import Predictor
-from .prefetch import default_workers, prefetch
+from .prefetch import Prepare, default_workers, prefetch, preprocessed
 from .result import DatasetRef, EvalResult, Predictions
 
 OnCorrupt = Literal["error", "skip"]
@@ -32,12 +32,13 @@ def evaluate(
     on_corrupt: OnCorrupt = "error",
     keep_logits: bool = False,
     progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> EvalResult:
     """Run every image through the model's own preprocessing and the model, and count.
 
     ``workers`` decode in parallel (None: one a processor) at most two batches ahead; ``limit`` takes that many images
     spread evenly over the set; ``keep_logits`` keeps all logits, 4 bytes times classes an image. The result does not
-    depend on ``workers``.
+    depend on ``workers``. ``prepare`` makes what the predictor is given of a sample (None: the model's preprocessing).
 
     Raises InputError for images without labels, labels the model has no class for, an image that cannot be decoded
     (unless ``on_corrupt="skip"``, which lists them in ``skipped``), and logits that are not finite.
@@ -57,7 +58,9 @@ def evaluate(
     workers = workers or default_workers()
     start = time.perf_counter()
     with (progress or NullProgress()).task("evaluate", len(images)) as task:
-        prepared = prefetch(images, predictor.preprocessing, workers, window=2 * batch_size + workers)
+        prepared = prefetch(
+            images, prepare or preprocessed(predictor.preprocessing), workers, window=2 * batch_size + workers
+        )
         for indices, arrays, skipped in _batches(prepared, batch_size, on_corrupt):
             scores.skipped += [images.sample_ids[index] for index in skipped]
             if indices:
@@ -76,7 +79,7 @@ def _batches(
     for index, item in prepared:
         if isinstance(item, InputError):
             if on_corrupt == "error":
-                raise InputError(f"{item} To leave such images out and count them, skip corrupt images.") from item
+                raise InputError(f"{item} Give --skip-corrupt to leave such images out and count them.") from item
             skipped.append(index)
             continue
         indices.append(index)

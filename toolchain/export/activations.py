@@ -29,9 +29,10 @@ import numpy as np
 import onnx_ir as ir
 
 from .emit import Emitter
-from .ops import LAYOUT, Activation
+from .ops import Activation
 
 FLOAT = ir.DataType.FLOAT
+LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 
 @final

@@ -1,4 +1,4 @@
-"""Moving slices and scales before reshapes and transposes, so that what follows is quantized before it is moved."""
+"""Moving slices before transposes, so that what follows can be quantized before it is moved."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import final
 
 import numpy as np
 import onnx_ir as ir
-
-from .ops import LAYOUT
 
 
 @final
@@ -26,45 +24,6 @@ class SliceBeforeTranspose(ir.passes.InPlacePass):
                 _rewrite(model.graph, node)
                 changed = True
         return ir.passes.PassResult(model, modified=changed)
-
-
-@final
-class ScaleBeforeLayout(ir.passes.InPlacePass):
-    """``Reshape, Transpose, Squeeze -> Mul`` by one number becomes Mul and then the layout: timm's scaled query.
-
-    The query can then be quantized before it is moved, as key and value are.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move every such Mul as far back as it goes."""
-        moved = 0
-        for node in list(model.graph):
-            while node.op_type == "Mul" and (layout := _layout_below(node)) is not None:
-                _swap(model.graph, layout, node)
-                moved += 1
-        return ir.passes.PassResult(model, modified=moved > 0)
-
-
-def _layout_below(scale: ir.Node) -> ir.Node | None:
-    """The layout operator that feeds nothing but this multiplication by a number."""
-    value, factor = scale.inputs
-    if value is None or factor is None or factor.const_value is None or factor.const_value.size != 1:
-        return None
-    layout = value.producer()
-    whole = len(value.uses()) > 1 or value.is_graph_output() or scale.outputs[0].is_graph_output()
-    return layout if layout is not None and layout.op_type in LAYOUT and not layout.domain and not whole else None
-
-
-def _swap(graph: ir.Graph, layout: ir.Node, scale: ir.Node) -> None:
-    (before, *_), (moved,), (scaled,) = layout.inputs, layout.outputs, scale.outputs
-    assert before is not None
-    moved.shape, moved.type = scaled.shape, scaled.type
-    ir.convenience.replace_all_uses_with(scaled, moved)
-    scale.replace_input_with(0, before)
-    layout.replace_input_with(0, scaled)
-    scaled.shape, scaled.type = before.shape, before.type
-    graph.remove(scale)
-    graph.insert_before(layout, scale)
 
 
 def _only_slices_read(value: ir.Value) -> bool:

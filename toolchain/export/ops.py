@@ -27,9 +27,6 @@ from .errors import ExportError
 DOMAIN = "fimaq"
 VERSION = 1
 
-LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
-"""Standard operators that move numbers and change none."""
-
 
 def static_sizes(sizes: Iterable[int | ir.SymbolicDim]) -> list[int] | None:
     """The sizes as numbers; None where one is only known when the graph runs."""

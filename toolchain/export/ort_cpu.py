@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from .activations import Container
 from .integer_linear import FuseIntegerLinear
-from .layout import ScaleBeforeLayout, SliceBeforeTranspose
+from .layout import SliceBeforeTranspose
 from .patches import PatchesToLinear
 from .qdq import LowerToQdq
 from .read_tokens import KeepReadToken
@@ -73,7 +73,6 @@ class OrtCpu:
             PatchesToLinear(),
             SplitLinear(),
             KeepReadToken(),
-            ScaleBeforeLayout(),
             LowerToQdq(_Containers(), before_layout=True),
             FuseIntegerLinear(),
         ]
