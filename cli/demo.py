@@ -24,14 +24,22 @@ def command(out: Path, device: str, force: bool, as_json: bool) -> None:
     """Quantize two small bundled models to 3 bits, export them and evaluate them on held-out digits.
 
     Nothing is downloaded. Each model is compared as float, rounded to nearest and quantized with FIMA-Q, every one of
-    them as an ONNX file in ONNX Runtime. The JSON key `gate` is null: the demo does not judge the difference.
+    them as an ONNX file in ONNX Runtime. The gate then judges FIMA-Q against float, as `fimaq-tool gate` does.
     """
     with library_output():
-        from fimaq.toolchain.demo import run_demo
+        from fimaq.toolchain.demo import FIRST, run_demo
 
         result = run_demo(out, device=device, force=force, progress=progress())
+        result["gate"] = _gate(out / f"{FIRST}-float.json", out / f"{FIRST}-fimaq.json")
     emit(result, as_json, _text(result))
     next_command("inspect", out / "demo_vit-fimaq.onnx")
+
+
+def _gate(baseline: Path, candidate: Path) -> dict[str, Any]:
+    """What the gate finds with its default rule; it judges, but does not end the demo."""
+    from fimaq.deploy.gate import GateConfig, run_gate
+
+    return run_gate(candidate, GateConfig(baselines={"float": baseline})).to_json()
 
 
 def _text(result: dict[str, Any]) -> str:
@@ -47,6 +55,7 @@ def _text(result: dict[str, Any]) -> str:
             f"demo_vit in torch {result['fimaq_top1']:.2f} %, in ONNX Runtime {result['onnx_top1']:.2f} %: "
             f"the same prediction for {result['agreement']:.2f} % of the images",
             "W3/A3: 3-bit weights and activations in every layer, the image itself at 8 bits; stored in 4 bits",
+            f"gate: {result['gate']['verdict']}; {result['gate']['rules'][0]['message']}",
             f"files in {result['folder']}",
         ]
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from fimaq.toolchain.errors import EnvironmentProblem, FimaqError
+from fimaq.toolchain.errors import EnvironmentProblem, FimaqError, UsageError
 
 EXIT_INTERNAL = 70
 """A bug in this tool (EX_SOFTWARE): 1 would read as a failed gate."""
@@ -16,17 +19,22 @@ EXIT_INTERRUPTED = 130
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
 """Errors of the operating system that are not a bug of ours: no space, no permission."""
 
-DEBUG = "fimaq.debug"
-"""Key in the context's shared ``meta``: whether to show tracebacks."""
+DEBUG, JSON, EMITTED = "fimaq.debug", "fimaq.json", "fimaq.emitted"
+"""Keys in the context's shared ``meta``: show tracebacks; stdout is for one JSON object; that object is out."""
 
 
-def report(error: BaseException, debug: bool) -> int:
-    """Say on stderr what went wrong, with ``debug`` after its traceback; the exit code to end with."""
-    if debug:
-        click.echo("".join(traceback.format_exception(error)), err=True)
+def report(error: BaseException, meta: Mapping[str, Any]) -> int:
+    """Say what went wrong on stderr, and with --json as the object on stdout; the exit code to end with."""
     message, exit_code = _told(error)
-    if exit_code == EXIT_INTERNAL and not debug:
+    if exit_code == EXIT_INTERNAL and not meta.get(DEBUG):
         message += " Run it again with --debug and report what it prints, with `fimaq-tool env`."
+    if meta.get(JSON) and not meta.get(EMITTED):
+        kind = UsageError.__name__ if isinstance(error, click.UsageError) else type(error).__name__
+        click.echo(json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}))
+    if isinstance(error, click.ClickException):  # click shows it, with the command's usage
+        return exit_code
+    if meta.get(DEBUG):
+        click.echo("".join(traceback.format_exception(error)), err=True)
     click.echo(f"Error: {message}", err=True)
     return exit_code
 
@@ -34,6 +42,8 @@ def report(error: BaseException, debug: bool) -> int:
 def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, FimaqError):
         return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; no output was written. `quantize` goes on after its last finished block with --resume.", (
             EXIT_INTERRUPTED

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fimaq.toolchain.errors import UsageError
+from fimaq.toolchain.errors import InputError, UsageError
 
 from .options import FILE, count, debug_option, example, force_option, given, json_option, option
 from .output import emit, library_output, next_command, size
@@ -36,8 +36,17 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
         raise UsageError("--target is for quantized runs; a float file has none. Leave out --target or --float.")
     if as_float and (given("data") or given("images")):
         raise UsageError("--data and --images are for runs; a float file is checked on random images. Leave them out.")
+    if as_float and Path(source).is_dir():
+        raise UsageError(f"{source} is a folder, and --float takes the name of a model. Leave out --float for a run.")
+    if out.suffix.lower() != ".onnx" and not out.is_dir():
+        raise UsageError(f"-o {out} does not end in .onnx. Give -o {out.with_suffix('.onnx')}.")
     if given("weights") and not as_float:
         raise UsageError("--weights is for --float; a run holds its own weights. Leave out --weights.")
+    if not as_float and not Path(source).exists():
+        raise InputError(
+            f"there is no run folder {source}; wanted the -o folder of `fimaq-tool quantize`. For a float model by its "
+            f"name add --float: fimaq-tool export {source} --float -o {out}."
+        )
     with library_output():
         if as_float:
             from fimaq.toolchain.export import export_float
@@ -65,6 +74,15 @@ def _text(result: dict[str, Any]) -> str:
     if layers:
         lines.append(f"layers: {layers['integer']} integer, {layers['float']} float")
     if parity:
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in parity.items()}
-        lines.append("parity with torch: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
+        lines.append(_agreement(parity))
     return "\n".join(lines)
+
+
+def _agreement(parity: dict[str, Any]) -> str:
+    """The parity check in one sentence."""
+    codes = ", and every weight code is the run's" if parity["codes_equal"] else ""
+    return (
+        f"checked on {parity['images']} images: torch and ONNX Runtime agree on the class of "
+        f"{parity['top1_agreement']:.1f} % of them (torch and its own float64 copy: {parity['noise_floor']:.1f} %), "
+        f"the logits' signal-to-noise ratio is {parity['snr_db']:.1f} dB{codes}"
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from fimaq.toolchain.errors import InputError
+
 from .options import FILE, debug_option, example, json_option
 from .output import emit, library_output, next_command, size, table
 
@@ -21,6 +23,11 @@ def command(source: Path, as_json: bool) -> None:
     Of an ONNX file it also shows which operator ONNX Runtime computes each layer with after optimising the graph for
     this machine's CPU, integer or float, and how many of each operator run.
     """
+    if not source.exists():
+        raise InputError(
+            f"{source} is not there; wanted a run folder or an ONNX file. `fimaq-tool quantize` writes the one and "
+            "`fimaq-tool export RUN` the other; of a float model, `fimaq-tool export MODEL --float`."
+        )
     with library_output():
         from fimaq.toolchain.inspection import inspect_onnx, inspect_run
 

@@ -7,14 +7,18 @@ from typing import Any, final
 
 import click
 
-from .errors import DEBUG, report
+from .errors import JSON, report
 from .options import debug_option, example
 
 COMMANDS = {
     "quantize": "Quantize a timm vision transformer into a run folder.",
     "export": "Write a run (or a float model) as a checked ONNX file.",
     "evaluate": "Measure the accuracy of an ONNX file or a run.",
+    "gate": "Judge a model by its accuracy against a baseline.",
+    "bench": "Time ONNX files against each other in ONNX Runtime.",
+    "serve": "Serve an ONNX file, or a repository of them, over HTTP and gRPC.",
     "inspect": "Show each layer's bits, and what the runtime makes of them.",
+    "package": "Write an ONNX file as what Triton, KServe or Docker take.",
     "demo": "Walk the whole path on a bundled model and data.",
     "env": "Show versions, providers and CPU features, for a bug report.",
 }
@@ -44,14 +48,22 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note --json before anything is parsed, so that options that cannot be parsed are answered in JSON too."""
+        ctx.meta[JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every failure becomes a message and an exit code."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except click.ClickException as error:
+            report(error, ctx.meta)
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (turned into a message and an exit code)
-            raise click.exceptions.Exit(report(error, debug=bool(ctx.meta.get(DEBUG)))) from None
+            raise click.exceptions.Exit(report(error, ctx.meta)) from None
 
 
 @click.command(
@@ -61,7 +73,8 @@ class LazyGroup(click.Group):
         "fimaq-tool demo",
         "Every option can be set as FIMAQ_<OPTION>, as in FIMAQ_DEVICE=cuda; one on the command line wins. "
         "Exit codes: 0 done, 1 gate failed, 2 usage, 3 gate inconclusive, 4 input unusable, 5 environment, "
-        "70 internal error, 130 interrupted.",
+        "70 internal error, 130 interrupted. With --json an error is an object on stdout: "
+        '{"error": {"type", "message", "exit_code"}}.',
     ),
 )
 @click.version_option(package_name="fimaq-tool", prog_name="fimaq-tool")
@@ -75,7 +88,7 @@ def main() -> None:
     try:
         cli(prog_name="fimaq-tool")
     except KeyboardInterrupt as error:  # before or after a command runs
-        raise SystemExit(report(error, debug=False)) from None
+        raise SystemExit(report(error, {})) from None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from .errors import EMITTED
+
 
 @contextlib.contextmanager
 def library_output() -> Iterator[None]:
@@ -23,6 +25,7 @@ def library_output() -> Iterator[None]:
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print the result: one JSON object, or the text for people."""
     click.echo(json.dumps(result, allow_nan=False, default=_path) if as_json else text)
+    click.get_current_context().meta[EMITTED] = True
 
 
 def _path(value: object) -> str:

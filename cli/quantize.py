@@ -12,7 +12,7 @@ from fimaq.toolchain.errors import UsageError
 from fimaq.toolchain.recipe import DEFAULT_RECIPE, PRESETS, FisherKind, Recipe, load_recipe
 from fimaq.toolchain.spec import MAX_BITS, MIN_BITS
 
-from .options import FILE, count, debug_option, example, force_option, json_option, option
+from .options import FILE, count, debug_option, example, force_option, json_option, option, typed
 from .output import emit, library_output, next_command, note, table
 from .progress import progress
 
@@ -34,6 +34,15 @@ LOSSES = (
     "A loss is relative to its value just after the latest Fisher probe, so first and last have different units;\n"
     "the head's is the KL divergence of its logits, in nats."
 )
+
+FAST_RECIPE = "fast"
+"""What to take on a CPU."""
+
+MUCH_WORK = 10
+"""More than this many times the work of ``FAST_RECIPE`` is worth a warning on a CPU."""
+
+FILE_ENDINGS = (".onnx", ".safetensors", ".pth", ".pt", ".bin", ".npz", ".json", ".toml", ".txt", ".csv", ".zip")
+"""Endings that nobody gives a folder on purpose; that of ``run-v1.2`` is none."""
 
 BITS = click.IntRange(MIN_BITS, MAX_BITS)
 
@@ -77,15 +86,20 @@ def command(model: str, data: str | None, out: Path | None, **options: Any) -> N
     Options override the recipe; --dry-run shows the result.
     """
     recipe = _resolved(options)
+    if out is not None:
+        _refuse_file_name(out)
     if options["dry_run"]:
         emit(recipe.to_dict(), options["as_json"], recipe.to_toml().rstrip())
-        next_command("quantize", model, "--data", data or "DIR", "--recipe", options["recipe"], "-o", out or "RUN")
+        places = [*([] if data else ["--data", "DIR"]), *([] if out else ["-o", "RUN"])]
+        next_command("quantize", model, *typed(without="dry_run"), *places)
         return
     if data is None or out is None:
         name, missing = ("data", "--data DIR") if data is None else ("out", "-o RUN")
         parameter = next(p for p in command.params if p.name == name)
         raise click.MissingParameter(param=parameter, message=f"Wanted {missing}.")
+    _require_quantizable(model)
     note(f"recipe {recipe.name}: W{recipe.weights.bits}/A{recipe.activations.bits}, fisher {recipe.fisher.kind}")
+    _warn_of_hours(recipe, options["device"])
     result = _run(model, data, out, recipe, options)
     emit(result, options["as_json"], _text(result))
     next_command("export", out, "-o", out.with_name(out.name + ".onnx"))
@@ -98,6 +112,46 @@ def _resolved(options: dict[str, Any]) -> Recipe:
     if options["resume"] and options["force"]:
         raise UsageError("--resume keeps what is in RUN and --force replaces it. Give one of them.")
     return load_recipe(options["recipe"]).with_overrides(**{name: options[name] for name in OVERRIDES})
+
+
+def _refuse_file_name(out: Path) -> None:
+    if out.suffix.lower() in FILE_ENDINGS:
+        raise UsageError(
+            f"-o {out} is the name of a file; wanted a folder for the run. Give -o {out.with_suffix('')}; "
+            "`fimaq-tool export` then writes the ONNX file."
+        )
+
+
+def _require_quantizable(model: str) -> None:
+    with library_output():
+        from fimaq.toolchain.model import require_quantizable
+
+        require_quantizable(model)
+
+
+def _warn_of_hours(recipe: Recipe, device: str) -> None:
+    """Where nobody chose the recipe and it is much work for a CPU, say so before it starts."""
+    chosen = click.get_current_context().get_parameter_source("recipe") is not click.core.ParameterSource.DEFAULT
+    times = _work(recipe) / _work(load_recipe(FAST_RECIPE))
+    if not chosen and times > MUCH_WORK and _is_cpu(device):
+        note(
+            f"no --recipe was given, so it is {DEFAULT_RECIPE}, which is made for a GPU. On this CPU it is about "
+            f"{times:.0f} times the work of --recipe {FAST_RECIPE}, which takes minutes. Stop with Ctrl-C and give "
+            "--recipe, or let it run: an interrupted run goes on with --resume."
+        )
+
+
+def _work(recipe: Recipe) -> int:
+    """Images that run through a block while it is reconstructed."""
+    return recipe.reconstruct.iterations * recipe.reconstruct.batch_size
+
+
+def _is_cpu(device: str) -> bool:
+    if device != "auto":
+        return device == "cpu"
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def _run(model: str, data: str, out: Path, recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fimaq.toolchain.calibrate.linear import (
     search_linear,
 )
 from fimaq.toolchain.calibrate.matmul import OPERAND_QUANTILE, search_matmul
+from fimaq.toolchain.data.demo_set import DEMO_MODELS, load_digits
 from fimaq.toolchain.families import QuantModel, wrap
 from fimaq.toolchain.model import load_float
 from fimaq.toolchain.nn import QuantConv2d, QuantLinear, QuantMatMul, float_layers, quantizer_slots
@@ -451,7 +452,7 @@ def test_every_layer_gets_a_grid_of_the_shape_it_says(linear, matmul):
     model, x = demo("demo_vit"), noise(4, 3, 32, 32)
     settings = recipe(3, 5, activations={"granularity": linear, "matmul_granularity": matmul})
     calibrate(model, x, settings, NullProgress())
-    tokens, heads = 65, 3
+    tokens, heads = 65, DEMO_MODELS["demo_vit"].kwargs["num_heads"]
     for name, quantizer in all_quantizers(model).items():
         if "weight" in name:
             bits, granularity, shape = 3, "channel", quantizer.scale.shape[:1] + (1,) * (quantizer.scale.ndim - 1)
@@ -505,6 +506,38 @@ def test_the_same_seed_gives_the_same_grids(monkeypatch):
     assert not all(torch.equal(one, other) for one, other in zip(first, grids(1), strict=True))
 
 
+def test_a_layer_behind_a_norm_can_keep_the_grid_its_norm_was_folded_to():
+    """On that grid a folded bias has moved by whole steps in every channel; on a range of the input it would not."""
+    model = demo("demo_vit")
+    pairs = [pair for block in model.blocks for pair in block.norm_pairs]
+    before = [(norm.weight.clone(), norm.bias.clone()) for norm, _ in pairs]
+    calibrate(model, noise(8, 3, 32, 32), recipe(), NullProgress())
+    for (norm, linear), (weight, bias) in zip(pairs, before, strict=True):
+        steps = (norm.bias - bias * norm.weight / weight) / linear.input_quantizer.scale
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)  # float32, over a scale of a tenth
+        assert steps.abs().max() >= 1
+
+
+def test_products_are_searched_for_as_many_rounds_as_the_recipe_says():
+    """With enough of them both sides of every product are the best given the other; after one round they are not."""
+    model, x, settings = demo("demo_vit"), noise(2, 3, 32, 32), recipe(calibrate={"rounds": 12})
+    calibrate(model, x, settings, NullProgress())
+    products = {name: layer for name, layer in model.layers.items() if isinstance(layer, QuantMatMul)}
+    read: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, layer in products.items():
+        layer.register_forward_pre_hook(lambda _, operands, name=name: read.update({name: operands}))
+    with torch.no_grad(), float_layers(model.layers.values()):
+        model(x)
+    for name, layer in products.items():
+        a, b = read[name][0], read[name][1].mT if layer.transpose_b else read[name][1]
+        grids = [(quantizer.scale, quantizer.zero_point) for quantizer in (layer.a_quantizer, layer.b_quantizer)]
+        chosen = product_error(a, b, *grids, 15).sum()
+        for side, operand in enumerate((a, b)):
+            for scale, zero in zip(*candidate_grids(operand.reshape(1, -1), OPERAND_QUANTILE, 16, 15), strict=True):
+                other = [(scale, zero) if place == side else grid for place, grid in enumerate(grids)]
+                assert chosen <= product_error(a, b, *other, 15).sum() * WORSE, name
+
+
 def test_without_reparameterisation_norms_stay():
     model = demo("demo_vit")
     before = [
@@ -517,8 +550,6 @@ def test_without_reparameterisation_norms_stay():
 
 def test_searching_brings_the_model_closer_to_float_than_full_ranges_do():
     """A real effect on real digits, at 4 bits: the search against min-max grids for everything."""
-    from fimaq.toolchain.data.demo_set import load_digits
-
     digits = torch.from_numpy(load_digits()[0][:256:8].astype(np.float32))
     x = torch.nn.functional.interpolate((digits / 8 - 1)[:, None], size=32, mode="bicubic").expand(-1, 3, -1, -1)
 

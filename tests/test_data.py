@@ -200,6 +200,14 @@ def test_a_file_that_went_away_is_named(tmp_path):
         images.load(0)
 
 
+def test_what_is_no_image_is_said_without_the_innards_of_a_buffer():
+    with pytest.raises(InputError) as refused:
+        decode_rgb(b"plain text", "a/x.png")
+    assert str(refused.value) == (
+        "image a/x.png cannot be decoded (no image format that Pillow knows; 10 bytes). Replace or remove it."
+    )
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM"])
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd sizes and metadata as it fails
 def test_damage_of_any_kind_is_an_input_error_or_an_image(kind):
@@ -257,6 +265,12 @@ def test_loading_does_not_change_the_id_and_saves_reading_again(tmp_path):
         images.load(index)
     (tmp_path / "a" / "1.png").unlink()
     assert images.id == expected
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path, "a/x.png"))
+    with pytest.raises(UsageError, match="--data is empty; wanted a folder of images"):
+        open_dataset("")
 
 
 def test_limit_spreads_over_the_set(tmp_path):

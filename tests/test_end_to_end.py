@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from fimaq.toolchain.data.demo_set import materialise
 
 TOOL = [sys.executable, "-m", "fimaq.cli.main"]
-QUICK = ["--recipe", "fast-w3a3", "--calib-samples", "32", "--recon-samples", "64", "--fisher-samples", "16"]
+GATED = Path(__file__).parent.parent / "examples" / "gated-model"
+QUICK = ["--recipe", str(GATED / "recipe.toml")]
 
 
 def tool(*arguments, code=0):
@@ -36,13 +37,14 @@ def digits(tmp_path_factory):
 def done(digits, tmp_path_factory):
     """One quantized, exported and evaluated Swin: the model with shifted windows and patch merging."""
     folder = tmp_path_factory.mktemp("swin")
-    run, onnx_file = folder / "run", folder / "swin.onnx"
+    run, onnx_file, result = folder / "run", folder / "swin.onnx", folder / "swin.json"
     return {
         "run": run,
         "onnx": onnx_file,
-        "quantized": tool("quantize", "demo_swin", "--data", digits.train, "-o", run, *QUICK, "--iters", "8"),
+        "result": result,
+        "quantized": tool("quantize", "demo_swin", "--data", digits.train, "-o", run, *QUICK),
         "exported": tool("export", run, "-o", onnx_file),
-        "ort": tool("evaluate", onnx_file, "--data", digits.val),
+        "ort": tool("evaluate", onnx_file, "--data", digits.val, "-o", result),
         "torch": tool("evaluate", run, "--backend", "torch", "--data", digits.val),
     }
 
@@ -106,6 +108,24 @@ def test_onnx_s_own_reference_predicts_what_onnx_runtime_measured(done, digits):
     assert np.array_equal(reference.argmax(1), found.argmax(1))
     # Sums in another order move a value across a rounding boundary now and then, which is one step of a 3-bit grid.
     assert np.median(np.abs(reference - found)) < 0.05 * np.abs(found).max()
+
+
+def test_the_gate_holds_the_model_against_the_committed_baselines(done):
+    report = tool("gate", "--candidate", done["result"], "--config", GATED / "gate.toml")
+    assert report["verdict"] == "pass"
+    assert {rule["reference"] for rule in report["rules"] if rule["name"] == "top1"} == {"float", "release"}
+
+
+def test_one_wrong_scale_fails_the_gate(done, digits, tmp_path):
+    wrong, result = tmp_path / "wrong.onnx", tmp_path / "wrong.json"
+    model = onnx.load(done["onnx"])
+    name = "layers.1.downsample.reduction.weight.scale"
+    (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    scale.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(scale), name))
+    onnx.save(model, wrong)
+    tool("evaluate", wrong, "--data", digits.val, "-o", result)
+    message = tool("gate", "--candidate", result, "--config", GATED / "gate.toml", code=1)
+    assert "the gate failed: top1 vs float, top1 vs release" in message
 
 
 def test_resume_after_a_kill_ends_with_the_same_hash(digits, tmp_path):

@@ -241,7 +241,7 @@ def test_a_missing_file_is_named(tmp_path):
         ),
         (
             lambda s: (s.pop("norm.bias"), s.update(new=torch.zeros(1)), s.update({"norm.weight": torch.zeros(3)})),
-            r"missing norm\.bias; unexpected new; wrong shape: norm\.weight is \[3\], wanted \[48\]",
+            r"missing norm\.bias; unexpected new; wrong shape: norm\.weight is \[3\], wanted \[32\]",
         ),
     ],
 )

@@ -112,6 +112,7 @@ def test_overrides_reach_their_fields_and_the_name_says_so():
     assert (changed.reconstruct.samples, changed.reconstruct.iterations, changed.reconstruct.batch_size) == (64, 7, 8)
     assert changed.seed == 9
     assert changed.name.startswith("fast+weights.bits=3+activations.bits=5")
+    assert changed.name.endswith("+seed=9")
     assert changed.with_overrides(wbits=2).name.startswith("fast+weights.bits=2+activations.bits=5")
 
 

@@ -268,6 +268,33 @@ def test_the_fisher_objective_probes_when_due_on_the_first_images():
     )  # low-rank and diagonal, each 1 after a probe
 
 
+@pytest.mark.parametrize("fisher", [{"p1": 3.0, "p2": 0.5}, {"p1": 0.5, "p2": 3.0}, {"temperature": 1.5}], ids=str)
+def test_the_fisher_objective_has_the_recipes_weights_and_temperature(fisher):
+    """One probe and two batches, against the equations in float64."""
+    settings = recipe(fisher={"rank": 1, "samples": 6} | fisher)
+    torch.manual_seed(0)
+    tail = nn.Linear(4, 5).double()
+    clean, target, first, second = (noise(6, 4, seed=seed).double() for seed in range(4))
+    logits = tail(target).detach()
+    objective = FisherObjective(settings, tail, logits)
+    objective.before_step(0, lambda x: 1.1 * x, BlockCache(clean, clean, target))
+    numbers = torch.arange(6)
+    objective.loss(target + first, target, numbers)
+    found = objective.loss(target + second, target, numbers)
+
+    temperature = settings.fisher.temperature
+    output = (1.1 * clean).requires_grad_()
+    log_q, p = (tail(output) / temperature).log_softmax(-1), (logits / temperature).softmax(-1)
+    (gradient,) = torch.autograd.grad(F.kl_div(log_q, p, reduction="sum"), output)
+    g, d = gradient.abs().mean(0), (output - target).detach().abs().mean(0)
+    low_rank = [((e.abs() @ g).square() / (d @ d)).mean() for e in (first, second)]
+    diagonal = [(e.square() @ g).mean() for e in (first, second)]
+    wanted = settings.fisher.p1 * low_rank[1] / low_rank[0] + settings.fisher.p2 * diagonal[1] / diagonal[0]
+    torch.testing.assert_close(
+        found, wanted, rtol=1e-9, atol=0
+    )  # float64, and a quotient of close sums in the gradient
+
+
 # ---------------------------------------------------------------- a step
 
 
@@ -424,6 +451,23 @@ def test_the_regularizer_waits_for_the_warm_up_and_then_decides():
     assert ((h == 0) | (h == 1)).all()
     # nothing else pulls: each goes to the side it started on
     assert torch.equal(layer.weight_quantizer.codes, (floor + (soft >= 0.5) + 4).clamp(0, 7).to(torch.uint8))
+
+
+@pytest.mark.parametrize("weight", [0.3, 2.0])
+def test_the_regularizer_pulls_with_the_recipes_weight(weight):
+    """Adam does not care how long a lone gradient is, so the gradient itself is looked at."""
+    layer, seen = one_layer(), []
+    settings = recipe(reconstruct={"round_weight": weight, "warmup": 0.0, "beta_start": 4.0, "beta_end": 4.0})
+
+    def keep() -> None:
+        alpha = layer.weight_quantizer.alpha
+        seen.append((alpha.detach().clone(), alpha.grad.clone()))
+
+    learn(layer, cache_of(), Recorder(gain=0.0), settings, task=Advances(keep))
+    alpha = seen[0][0].requires_grad_()
+    h = torch.clamp(torch.sigmoid(alpha) * 1.2 - 0.1, 0, 1)
+    (gradient,) = torch.autograd.grad((1 - (2 * h - 1).abs().pow(4)).sum(), alpha)
+    torch.testing.assert_close(seen[1][1], weight * gradient)
 
 
 def test_no_regularizer_with_a_weight_of_zero():

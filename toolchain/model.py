@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,10 +17,15 @@ from torch import nn
 
 from .data.demo_set import DEMO_MODELS
 from .errors import InputError
+from .families import find_family
+from .hub import asked_once
 from .preprocess import Preprocessing
 from .weights import load_into, read_state_dict, state_dict_sha256
 
 IMAGENET_CLASSES = 1000
+
+HUB = ("hf-hub:", "hf_hub:")
+"""How timm names a model that the hub describes."""
 
 
 @final
@@ -55,12 +60,29 @@ def load_float(name: str, weights: Path | None = None) -> FloatModel:
     module = _create(timm_name, kwargs, demo.pretrained_cfg if demo else None, pretrained=weights is None)
     if weights is not None:
         load_into(module, read_state_dict(weights), f"weights file {weights}")
+    _require_classifier(name, module)
+    return _describe(name, timm_name, module, kwargs)
+
+
+def require_quantizable(name: str) -> None:
+    """Refuse a model whose architecture cannot be quantized, before its weights are fetched.
+
+    What a name of another source (``hf-hub:...``) stands for is not known before it is loaded, and not looked at.
+    Raises UnsupportedModelError, and InputError for an unknown name or a model without a classifier.
+    """
+    if name not in DEMO_MODELS and ":" not in name:
+        with torch.device("meta"):
+            module = _create(name, {}, None, pretrained=False)
+        find_family(module)
+        _require_classifier(name, module)
+
+
+def _require_classifier(name: str, module: nn.Module) -> None:
     if module.num_classes == 0:
         raise InputError(
             f"model {name!r} has no classifier: wanted logits, whose divergence is what quantization minimises. "
             "Give a model that was trained to classify."
         )
-    return _describe(name, timm_name, module, kwargs)
 
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
@@ -71,18 +93,19 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
 
 
 def _create(timm_name: str, kwargs: dict[str, Any], overlay: dict[str, Any] | None, *, pretrained: bool) -> nn.Module:
-    bare = timm_name.split(".")[0].removeprefix("hf-hub:").removeprefix("hf_hub:")
+    bare = timm_name.split(".")[0]
     if ":" not in timm_name and not timm.is_model(bare):
         near = difflib.get_close_matches(bare, [*timm.list_models(), *DEMO_MODELS], n=3, cutoff=0.5)
         hint = f" Nearest: {', '.join(near)}." if near else ""
         raise InputError(
             f"unknown model {timm_name!r}: wanted a timm model name or one of {', '.join(DEMO_MODELS)}.{hint}"
         )
-    with _fused_attention():
+    from_hub = timm_name.startswith(HUB) or (pretrained and ":" not in timm_name)
+    with _fused_attention(), asked_once() if from_hub else nullcontext() as silence:
         try:
             return timm.create_model(timm_name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs).eval()
         except Exception as error:  # the hub client raises many kinds; each means that the model did not come
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = silence or (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             if not pretrained:
                 raise InputError(
                     f"timm cannot build {timm_name!r} ({reason}). Give a model name the installed timm knows."

@@ -166,8 +166,10 @@ class Recipe(Checked):
             new = {key: value for key, value in values.items() if value is not None and value != getattr(old, key)}
             tables[table] = replace(old, **new)
             notes |= {f"{table}.{key}": str(value) for key, value in new.items()}
+        if seed is not None and seed != self.seed:
+            tables["seed"], notes["seed"] = seed, str(seed)
         name = "+".join([name, *(f"{key}={value}" for key, value in notes.items())])
-        return replace(self, name=name, seed=self.seed if seed is None else seed, **tables)
+        return replace(self, name=name, **tables)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, every field named, in order; ``from_dict`` reads it back equal."""

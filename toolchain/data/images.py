@@ -6,7 +6,7 @@ import io
 import struct
 import zlib
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 """Lower case; what timm and torchvision read between them."""
 
 _DAMAGE = (
-    OSError,  # truncated, or no format Pillow knows (UnidentifiedImageError)
+    OSError,  # truncated, or UnidentifiedImageError: no format Pillow knows
     SyntaxError,  # a broken PNG chunk
     ValueError,
     EOFError,
@@ -41,6 +41,11 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
             return image.convert("RGB")
     except _DAMAGE as error:
         raise InputError(
-            f"image {name} cannot be decoded ({type(error).__name__}: {error}; {len(data)} bytes). "
-            "Replace or remove it."
+            f"image {name} cannot be decoded ({_reason(error)}; {len(data)} bytes). Replace or remove it."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its message is the repr of our buffer
+        return "no image format that Pillow knows"
+    return f"{type(error).__name__}: {error}"

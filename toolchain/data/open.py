@@ -33,11 +33,13 @@ def open_dataset(
     why.
 
     Raises InputError for a source that is missing, unreadable or empty and for labels that cannot be told;
-    EnvironmentProblem for a package timm lacks; UsageError for a bad limit.
+    EnvironmentProblem for a package timm lacks; UsageError for an empty source or a bad limit.
     """
     class_list = None if classes is None else ClassList.from_json(classes)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; wanted 1 or more images.")
+    if source == "":
+        raise UsageError("--data is empty; wanted a folder of images. Is a shell variable unset?")
     path = Path(source)
     if not path.exists() and is_factory_name(str(source)):
         if labels_file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
 import onnx_ir as ir
 
 from .emit import Emitter
@@ -38,7 +39,8 @@ def _bias(product: ir.Node) -> ir.Node | None:
     uses = list(product.outputs[0].uses())
     add = uses[0].node if len(uses) == 1 and not product.outputs[0].is_graph_output() else None
     bias = add.inputs[1] if add is not None and add.op_type == "Add" else None
-    return add if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1 else None
+    constant = None if bias is None else bias.const_value
+    return add if constant is not None and constant.size == constant.shape[-1] else None
 
 
 def _is_integer(product: ir.Node) -> bool:
@@ -58,5 +60,11 @@ def _fuse(graph: ir.Graph, product: ir.Node, add: ir.Node) -> None:
     assert left is not None and right is not None and product.name is not None
     emit = Emitter(graph, product.name.rpartition("/")[0])
     pairs = zip(left.inputs, right.inputs, strict=True)
-    result = emit.op(OPERATOR, [*(value for pair in pairs for value in pair), add.inputs[1]], domain=MICROSOFT)
+    bias = emit.constant(f"{emit.layer}.bias.flat", _array(add.inputs[1]).reshape(-1), ir.DataType.FLOAT)
+    result = emit.op(OPERATOR, [*(value for pair in pairs for value in pair), bias], domain=MICROSOFT)
     emit.replace([add, product], result)
+
+
+def _array(constant: ir.Value | None) -> np.ndarray:
+    assert constant is not None and constant.const_value is not None
+    return constant.const_value.numpy()

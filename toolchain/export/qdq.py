@@ -77,7 +77,10 @@ class LowerToQdq(ir.passes.InPlacePass):
         product = _scale(emit, emit.op("MatMul", [x.value, weight]), x)
         if op.bias is None:
             return product
-        return emit.op("Add", [product, _bias(emit, op.bias)])
+        # With a bias of the product's rank ONNX Runtime leaves it alone. A flat one it would merge into BiasGelu, which
+        # is slower than Add and Gelu, or into a float Gemm where the batch is fixed.
+        rank = 1 if op.x.value.shape is None else len(op.x.value.shape)
+        return emit.op("Add", [product, _bias(emit, op.bias.reshape(*[1] * (rank - 1), -1))])
 
     def _conv(self, emit: Emitter, op: ConvOp) -> ir.Value:
         x = self.activations.operand(emit, op.x, self.containers.left, factored=False)
