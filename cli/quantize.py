@@ -97,7 +97,6 @@ def command(model: str, data: str | None, out: Path | None, **options: Any) -> N
         name, missing = ("data", "--data DIR") if data is None else ("out", "-o RUN")
         parameter = next(p for p in command.params if p.name == name)
         raise click.MissingParameter(param=parameter, message=f"Wanted {missing}.")
-    _require_quantizable(model)
     note(f"recipe {recipe.name}: W{recipe.weights.bits}/A{recipe.activations.bits}, fisher {recipe.fisher.kind}")
     _warn_of_hours(recipe, options["device"])
     result = _run(model, data, out, recipe, options)
@@ -120,13 +119,6 @@ def _refuse_file_name(out: Path) -> None:
             f"-o {out} is the name of a file; wanted a folder for the run. Give -o {out.with_suffix('')}; "
             "`fimaq-tool export` then writes the ONNX file."
         )
-
-
-def _require_quantizable(model: str) -> None:
-    with library_output():
-        from fimaq.toolchain.model import require_quantizable
-
-        require_quantizable(model)
 
 
 def _warn_of_hours(recipe: Recipe, device: str) -> None:

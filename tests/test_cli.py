@@ -89,9 +89,6 @@ def quantized(monkeypatch):
 
     fake.quantize, fake.QuantizeRequest = quantize, Request
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    models: Any = types.ModuleType("fimaq.toolchain.model")
-    models.require_quantizable = lambda name: None
-    monkeypatch.setitem(sys.modules, models.__name__, models)
     return fake
 
 
@@ -395,9 +392,6 @@ def quantize(request, progress):
     print("started", file=sys.stderr, flush=True)
     time.sleep(30)
 fake.quantize, fake.QuantizeRequest = quantize, lambda **values: None
-sys.modules[fake.__name__] = fake
-fake = types.ModuleType("fimaq.toolchain.model")
-fake.require_quantizable = lambda name: None
 sys.modules[fake.__name__] = fake
 sys.argv = "fimaq-tool quantize demo_vit --data d -o r --device cuda --json".split()
 from fimaq.cli.main import main

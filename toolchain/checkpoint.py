@@ -76,18 +76,27 @@ class Checkpoint:
         return self.folder / f"{block}.safetensors"
 
 
+def require_unfinished(run: Path) -> None:
+    """Raise InputError where there is no unfinished run of ``run`` to go on with."""
+    if not (_folder(run) / IDENTITY).is_file():
+        raise InputError(f"there is no unfinished run of {run} to resume. Quantize again without --resume.")
+
+
+def _folder(run: Path) -> Path:
+    run = run.resolve()
+    return run.with_name(f".{run.name}.unfinished")
+
+
 def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force: bool) -> Checkpoint:
     """The checkpoint of ``run``, empty unless ``resume``; ``identity`` is everything that decides the result.
 
     Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity; and
     without, where finished blocks would be lost, unless ``force``.
     """
-    run = run.resolve()
-    checkpoint = Checkpoint(run.with_name(f".{run.name}.unfinished"))
+    checkpoint = Checkpoint(_folder(run))
     path = checkpoint.folder / IDENTITY
     if resume:
-        if not path.is_file():
-            raise InputError(f"there is no unfinished run of {run} to resume. Quantize again without --resume.")
+        require_unfinished(run)
         begun = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(identity))
         if changed := _differences(begun, wanted):

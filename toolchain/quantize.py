@@ -19,12 +19,12 @@ from .allocator import keep_freed_memory
 from .artifact import Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint, require_unfinished
 from .data import ImageSet, calibration_sample, open_dataset
 from .environment import environment
 from .errors import EnvironmentProblem, InputError
 from .families import QuantModel, wrap
-from .model import FloatModel, load_float
+from .model import FloatModel, load_float, require_quantizable
 from .preprocess import Preprocessing
 from .progress import NullProgress, Progress
 from .recipe import Recipe
@@ -65,7 +65,10 @@ def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict
     keep_freed_memory()
     recipe = request.recipe
     check_destination(request.out, request.force)
+    if request.resume:
+        require_unfinished(request.out)
     device = pick_device(request.device)
+    require_quantizable(request.model)
     loaded = load_float(request.model, request.weights)
     images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
     _refuse_splits(images)
