@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import secrets
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, UsageError
+from ..files import write_whole
 from .figures import FORMAT_VERSION, read_figures, sealed
 
 UNREADABLE = (
@@ -145,21 +145,10 @@ class EvalResult:
         Raises as ``check_result_path`` does, and InputError when they cannot be written.
         """
         path = check_result_path(path, force)
-        arrays = path.with_suffix(".npz")
-        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **self.predictions.arrays)
-            os.replace(temporary, arrays)
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(
-                f"result {path} could not be written ({error}). Free some space or give a writable path with -o."
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, allow_pickle=False, **self.predictions.arrays)
+        write_whole(path.with_suffix(".npz"), arrays.getvalue())
+        write_whole(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
