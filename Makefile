@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPING := build/typing
+CLIENTS := build/clients
 
 # ONNX Runtime's wheels otherwise write a telemetry store under the home directory.
 export ORT_DISABLE_TELEMETRY := 1
@@ -12,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Arguments for pytest, for example: make test PYTEST_ARGS="tests/test_house.py -x"
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install clients demo test image lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -35,12 +36,22 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+clients: $(CLIENTS)/.installed ## Set up what the server's tests call it with: clients that others wrote
+
+$(CLIENTS)/.installed: tests/serve/clients/requirements.txt
+	@$(PYTHON) -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
 demo: $(STAMP) ## Quantize, export and evaluate the bundled models
 	@$(BIN)/fimaq-tool demo -o fimaq-demo --force
 
 # One thread: many small products on threads that wait for each other are several times slower where cores are shared.
-test: lint ## Lint, then run the tests
+test: lint clients ## Lint, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+image: $(STAMP) ## Build and try the server's image; needs root, buildah and debootstrap
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_image.py
 
 # mypy cannot follow the import hook of an editable install that renames packages: it reads them through links.
 lint: $(STAMP) ## Check style, types and the direction of imports
@@ -57,15 +68,22 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 
 # A throw-away environment, so that only what pyproject.toml asks for is pinned. torch pins its own CUDA packages, and
 # another build of torch (CPU, macOS, ARM) needs others or none, so those are left to it.
-lock: ## Pin the newest versions pyproject.toml allows in requirements.lock
+lock: ## Pin the newest versions pyproject.toml allows, and those of the server's image
 	@mkdir -p build && rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip install --quiet --editable '.[dev]'
+	@build/lock/bin/python -m pip install --quiet --editable '.[dev,otel,serve]'
 	@{ sed '/^#/!d' requirements.lock; \
 	   build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip --local | grep -vE '^(cuda-|nvidia-|triton==)'; \
 	 } > build/requirements.lock
 	@! grep -E '@|^-' build/requirements.lock || { echo "error: the lines above are not plain pins; requirements.lock is as it was" >&2; exit 1; }
 	@mv build/requirements.lock requirements.lock && rm -rf build/lock
-	@echo "requirements.lock is new. Run: make test"
+	@rm -rf build/lock-serve && $(PYTHON) -m venv build/lock-serve
+	@build/lock-serve/bin/python -m pip install --quiet --requirement requirements-serve.in --constraint requirements.lock \
+	   "onnxruntime==$$(sed -n 's/^onnxruntime-gpu==//p' requirements.lock)"
+	@{ sed '/^#/!d' requirements-serve.lock; \
+	   build/lock-serve/bin/python -m pip freeze --all --local --exclude pip --exclude setuptools; \
+	 } > build/requirements-serve.lock
+	@mv build/requirements-serve.lock requirements-serve.lock && rm -rf build/lock-serve
+	@echo "requirements.lock and requirements-serve.lock are new. Run: make test"
 
 clean: ## Remove everything that was made, .venv included
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -51,6 +51,8 @@ def _told(error: BaseException) -> tuple[str, int]:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's, without importing torch
         return f"out of memory ({reason}). Lower --batch-size or use another --device.", EnvironmentProblem.exit_code
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fimaq"):  # as in a serving image
+        return f"the package {error.name} is not installed here. pip install fimaq-tool", EnvironmentProblem.exit_code
     if isinstance(error, OSError) and error.errno in MACHINE:
         return f"{reason}. Free some space, or use a place you may write to.", EnvironmentProblem.exit_code
     return f"internal error, a bug in fimaq-tool: {type(error).__name__}: {reason}", EXIT_INTERNAL

@@ -296,6 +296,13 @@ def test_an_internal_error_asks_for_a_report(quantized):
     assert "Run it again with --debug" in result.stderr
 
 
+def test_a_package_that_is_not_installed_is_named_and_no_bug(quantized):
+    quantized.outcome = ModuleNotFoundError("No module named 'torch'", name="torch")
+    result = invoke("quantize", "demo_vit", "--data", "d", "-o", "r")
+    assert result.exit_code == 5
+    assert result.stderr.splitlines()[-1] == "Error: the package torch is not installed here. pip install fimaq-tool"
+
+
 @pytest.mark.parametrize(
     ("words", "env"),
     [

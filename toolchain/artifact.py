@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from .errors import InputError
+from .files import whole_folder
 
 FORMAT_VERSION = 1
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
@@ -59,23 +57,18 @@ class Artifact:
         folder = check_destination(folder, force)
         stamp = {"format_version": FORMAT_VERSION, "tool_version": version("fimaq-tool")}
         manifest = {**stamp, **self.manifest, "format_version": FORMAT_VERSION, "sha256": self.content_sha256()}
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        arrays = {name: np.asarray(tensor, order="C") for name, tensor in self.tensors.items()}
         try:
-            temporary.mkdir(parents=True)
-            _write(
-                temporary / TENSORS, save_tensors({name: np.asarray(t, order="C") for name, t in self.tensors.items()})
-            )
-            _write(temporary / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-            for name, content in (files or {}).items():
-                _write(temporary / name, content)
-            _put_in_place(temporary, folder)
+            with whole_folder(folder) as written:
+                (written / TENSORS).write_bytes(save_tensors(arrays))
+                (written / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+                for name, content in (files or {}).items():
+                    (written / name).write_bytes(content)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"run folder {folder} could not be written ({error}); nothing was left there. "
                 "Free some space or give a writable folder with -o."
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return type(self)(manifest, self.tensors)
 
     @classmethod
@@ -142,25 +135,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}. Copy the run folder again.")
     return dict(manifest)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename, keeping an earlier run aside until the new one is there."""
-    if not folder.exists() or not any(folder.iterdir()):
-        temporary.rename(folder)
-        return
-    earlier = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    folder.rename(earlier)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        earlier.rename(folder)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""Output files appear whole, under their name, or not at all."""
+"""Output files and folders appear whole, under their name, or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,3 +44,42 @@ def write_whole(out: Path, content: bytes) -> None:
     """Write a file that needs no check; raises InputError where it cannot be written."""
     with whole_file(out, content):
         pass
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the place of ``folder`` when the context ends without an error.
+
+    What was there is kept aside until then. Raises OSError, which the caller puts into words.
+    """
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            _synchronise(path)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Have the system write a file out before its folder gets its name."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        temporary.rename(folder)
+        return
+    earlier = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    folder.rename(earlier)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        earlier.rename(folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""Clients of a server under test: closed loops, arrivals by the clock, and a core to run them on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.client import HTTPResponse
+from typing import Any
+
+import numpy as np
+
+PATIENCE = 60.0
+VISITORS = 256
+"""Clients at most at the same time, four times as many as the server holds."""
+
+
+def tensor_request(shape: list[int]) -> bytes:
+    """A whole request of the Open Inference Protocol: one binary tensor of random numbers, wanting a binary answer."""
+    tensor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).tobytes()
+    item = {"name": "image", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": len(tensor)}}
+    head = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    return _request("/v2/models/model/infer", head + tensor, headers)
+
+
+def upload_request(shape: list[int]) -> bytes:
+    """A whole request that uploads a tensor as a form's field, for servers with a protocol of their own."""
+    tensor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).tobytes()
+    field = 'Content-Disposition: form-data; name="image"; filename="image"'
+    body = f"--end\r\n{field}\r\n\r\n".encode() + tensor + b"\r\n--end--\r\n"
+    return _request("/predict", body, {"Content-Type": "multipart/form-data; boundary=end"})
+
+
+def _request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
+
+
+def closed_loop(port: int, request: bytes, clients: int, seconds: float) -> dict[str, float]:
+    """Requests a second of clients that send the next when they have the answer; times in milliseconds."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def client() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            while (began := time.perf_counter()) < end:
+                connection.sendall(request)
+                status = _answer(connection).status
+                if status != 200:
+                    raise RuntimeError(f"a request was answered {status}")
+                times.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    _in_threads(client, clients)
+    took = time.perf_counter() - began
+    ordered = sorted(times)
+    return {
+        "rate": len(times) / took,
+        "p50_ms": 1e3 * statistics.median(times),
+        "p99_ms": 1e3 * ordered[int(0.99 * (len(ordered) - 1))],
+    }
+
+
+def open_loop(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
+    """Clients that arrive by the clock; who gets a 503 comes back as often as it is told to, until the time is over.
+
+    ``goodput`` is what was answered in that time, a second; the other figures count clients by their last answer.
+    """
+    arrivals = iter(np.arange(0, seconds, 1 / rate).tolist())
+    lock = threading.Lock()
+    outcomes: list[tuple[int, float]] = []
+    began = time.perf_counter()
+
+    def clients() -> None:
+        while True:
+            with lock:
+                due = next(arrivals, None)
+            if due is None:
+                return
+            time.sleep(max(0.0, began + due - time.perf_counter()))
+            status = _visit(port, request, began + seconds)
+            outcomes.append((status, time.perf_counter() - began))
+
+    _in_threads(clients, VISITORS)
+    good = sum(status == 200 and at <= seconds for status, at in outcomes)
+    counts = Counter(f"last answer {status}" for status, _ in outcomes)
+    return {
+        "offered": len(outcomes) / seconds,
+        "goodput": good / seconds,
+        **dict(sorted(counts.items())),
+    }
+
+
+def on_core(core: int, work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """The result of ``work`` in a process of its own on one core."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def run() -> None:
+        os.sched_setaffinity(0, {core})
+        sender.send(work(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    sender.close()
+    result: dict[str, float] = receiver.recv()
+    process.join()
+    return result
+
+
+def answers(port: int, request: bytes) -> bool:
+    """Whether a server is there and answers a request with success."""
+    return _ask(port, request)[0] == 200
+
+
+def _visit(port: int, request: bytes, end: float) -> int:
+    while True:
+        status, wait = _ask(port, request)
+        if status != 503 or time.perf_counter() + wait > end:
+            return status
+        time.sleep(wait)
+
+
+def _ask(port: int, request: bytes) -> tuple[int, float]:
+    """Status of one request over a connection of its own (0: no answer), and the seconds it was told to wait."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(request)
+            answer = _answer(connection)
+            return answer.status, float(answer.headers.get("Retry-After", "0"))
+    except OSError:
+        return 0, 0.0
+
+
+def _answer(connection: socket.socket) -> HTTPResponse:
+    """The answer that comes on a socket, read whole."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer
+
+
+def _in_threads(work: Callable[[], Any], count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,59 @@
+"""Logs on stderr: one JSON object a line, or text for a person who watches."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal, final
+
+import orjson
+
+LogFormat = Literal["json", "text"]
+LEVELS = ("debug", "info", "warning", "error")
+
+ROOT = "fimaq.deploy.serve"
+
+
+def set_up(log_format: LogFormat, level: str) -> None:
+    """Send this package's records, uvicorn's and Python's warnings to stderr.
+
+    A record's own fields come from ``extra={"fields": {...}}``. Of uvicorn only warnings and errors are kept: what it
+    says about requests is said here.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.captureWarnings(True)
+    for name, lowest in ((ROOT, level), ("uvicorn", "warning"), ("py.warnings", "warning")):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(lowest.upper())
+
+
+@final
+class JsonFormatter(logging.Formatter):
+    """``time``, ``level``, ``event`` and the record's fields; ``traceback`` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry, default=str, option=orjson.OPT_UTC_Z).decode()
+
+
+@final
+class TextFormatter(logging.Formatter):
+    """The time, the event and ``field=value`` of each field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and a traceback below it where there is one."""
+        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{time} {record.levelname.lower()}: {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -1,0 +1,47 @@
+"""Answers that are not tensors: JSON, and refusals in the protocol's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..errors import RequestError, Unauthenticated, Unavailable
+
+
+def json(value: Any, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def refusal(error: RequestError) -> Response:
+    """``{"error": text}`` with the status of its class, and when to come back where that is known."""
+    response = json({"error": str(error)}, error.status)
+    if isinstance(error, Unavailable):
+        response.headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, Unauthenticated):
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """Starlette's handler for RequestError."""
+    assert isinstance(error, RequestError)
+    return refusal(error)
+
+
+def no_route(request: Request, error: Exception) -> Response:
+    """Starlette's handler for a path or method that is not there."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path[:200]}: {error.detail}. GET /openapi.json lists what there is."
+    response = json({"error": text}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def failed(request: Request, error: Exception) -> Response:
+    """Starlette's handler for a bug: the client learns the request's id, the log the rest."""
+    return json({"error": f"internal error; the server's log has it as request {request.state.id}."}, 500)

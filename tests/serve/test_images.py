@@ -1,0 +1,193 @@
+"""Images as bodies: what evaluate computes is what is served, and what is no image costs nothing."""
+
+import io
+import json
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fimaq.deploy.serve.errors import Malformed, TooLarge
+from fimaq.deploy.serve.images import to_input
+
+INFER = "/v2/models/toy/infer"
+TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+CASES = 100
+"""Generated requests a test; there are three such tests."""
+
+
+def picture(width=13, height=9, mode="RGB"):
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def png(width, height, rows=b""):
+    """A PNG file whose header claims any size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def jpeg_that_claims(width, height):
+    """A JPEG file with another size written into its header."""
+    data = bytearray(encoded(picture(), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def webp_that_claims(width, height):
+    """A lossless WebP file with another size written into its header."""
+    buffer = io.BytesIO()
+    picture().save(buffer, format="WEBP", lossless=True)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"VP8L") + 9
+    bits = int.from_bytes(data[at : at + 4], "little")
+    data[at : at + 4] = (bits >> 28 << 28 | (height - 1) << 14 | width - 1).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_is_answered_as_if_preprocessed_here(server, toy, kind, mode):
+    data = encoded(picture(mode=mode), kind)
+    images = toy.preprocessing.apply(Image.open(io.BytesIO(data)))[None]
+    status, answer = server.json("POST", f"{INFER}?classification=0", data, {"Content-Type": TYPES[kind]})
+    assert status == 200
+    np.testing.assert_allclose([answer["outputs"][0]["data"]], toy.logits(images), atol=1e-5)
+
+
+def test_five_classes_are_named_by_default(server, toy):
+    data = encoded(picture(), "PNG")
+    best = np.argsort(-toy.logits(toy.preprocessing.apply(picture())[None])[0])[:5]
+    _, answer = server.json("POST", INFER, data, {"Content-Type": "image/png"})
+    (output,) = answer["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 5])
+    assert [text.split(":", 2)[2] for text in output["data"]] == [toy.names[index] for index in best]
+
+
+def test_logits_can_be_had_in_binary(server, toy):
+    path = f"{INFER}?classification=0&binary_data_output=true"
+    _, headers, content = server.ask("POST", path, encoded(picture(), "PNG"), {"Content-Type": "image/png"})
+    tail = content[int(headers["Inference-Header-Content-Length"]) :]
+    expected = toy.logits(toy.preprocessing.apply(picture())[None])
+    np.testing.assert_allclose(np.frombuffer(tail, "<f4")[None], expected, atol=1e-5)
+
+
+def test_the_content_decides_which_format_it_is(server):
+    assert server.ask("POST", INFER, encoded(picture(), "WEBP"), {"Content-Type": "image/jpeg"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "media", "status", "message"),
+    [
+        (INFER, b"", "image/png", 400, "no JPEG, PNG or WebP"),
+        (INFER, encoded(picture(), "GIF"), "image/png", 400, "no JPEG, PNG or WebP"),
+        (INFER, encoded(picture(), "GIF"), "image/gif", 415, "wanted image/jpeg, image/png, image/webp"),
+        (INFER, encoded(picture(), "PNG")[:60], "image/png", 400, "cannot be"),
+        (INFER, png(30_000, 30_000), "image/png", 413, "image is too large"),
+        (INFER, jpeg_that_claims(9_000, 9_000), "image/jpeg", 413, "9000x9000 pixels"),
+        (INFER, webp_that_claims(12_000, 12_000), "image/webp", 413, "12000x12000 pixels"),
+        (INFER, png(60_000, 1), "image/png", 400, "cannot be decoded"),
+        (f"{INFER}?classification=x", encoded(picture(), "PNG"), "image/png", 400, "wanted a number of classes"),
+        (f"{INFER}?binary_data_output=1", encoded(picture(), "PNG"), "image/png", 400, "true or false"),
+    ],
+)
+def test_what_is_no_image_is_refused(server, path, data, media, status, message):
+    got, answer = server.json("POST", path, data, {"Content-Type": media})
+    assert got == status
+    assert message in answer["error"]
+
+
+def test_a_thin_image_that_would_be_scaled_to_gigabytes_is_refused(toy):
+    with pytest.raises(Malformed, match="Crop the image"):
+        to_input(
+            encoded(Image.new("RGB", (1, 60_000)), "PNG"), replace(toy.preprocessing, height=224, width=224), 2**26
+        )
+
+
+def test_nothing_is_decoded_before_the_size_is_known(toy, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(TooLarge, match="8193x8192"):
+        to_input(png(8193, 8192), toy.preprocessing, 2**26)
+
+
+# Generated damage: no answer of 500 and more, no dead server, no memory that stays
+
+
+@pytest.fixture(scope="module")
+def kept_connection(server):
+    """One connection for many requests, and a look at the memory before and after them all."""
+    connection = server.connect()
+    connection.request("POST", INFER, encoded(picture(), "PNG"), {"Content-Type": "image/png"})
+    connection.getresponse().read()
+    before = server.resident()
+    yield connection
+    connection.close()
+    assert server.json("GET", "/v2/health/live")[0] == 200
+    assert server.resident() - before < 100e6
+
+
+def status_of(connection, data, headers, path=INFER):
+    connection.request("POST", path, data, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    assert answer.status == 200 or list(json.loads(content)) == ["error"]
+    return answer.status
+
+
+generated = settings(
+    max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@generated
+@given(
+    kind=st.sampled_from(sorted(TYPES)),
+    cut=st.integers(0, 400),
+    changes=st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=12),
+)
+def test_damaged_images(kept_connection, kind, cut, changes):
+    data = bytearray(encoded(picture(16, 16), kind))
+    for place, value in changes:
+        data[place % len(data)] = value
+    status = status_of(kept_connection, bytes(data[: cut or None]), {"Content-Type": TYPES[kind]})
+    assert status in (200, 400, 413)  # damage in a file's comments hurts nothing
+
+
+@generated
+@given(width=st.integers(1, 2**31 - 1), height=st.integers(1, 2**31 - 1))
+def test_headers_that_claim_any_size(kept_connection, width, height):
+    status = status_of(kept_connection, png(width, height, b"\0" * 64), {"Content-Type": "image/png"})
+    whole = (3 * width + 1) * height <= 64
+    assert status == (200 if whole else 413 if width * height > 2**26 else 400)
+
+
+@generated
+@given(
+    shape=st.lists(st.integers(-(2**40), 2**40) | st.sampled_from([1, 3, 8]), max_size=6),
+    size=st.integers(-(2**40), 2**40) | st.sampled_from([768, 767]),
+    tail=st.integers(0, 3000),
+    length=st.integers(0, 400) | st.none(),
+)
+def test_tensors_that_lie(kept_connection, shape, size, tail, length):
+    tensor = {"name": "image", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head) if length is None else length)}
+    status = status_of(kept_connection, head + bytes(tail), headers)
+    honest = shape == [1, 3, 8, 8] and size == tail == 768 and length is None
+    bare = length == 0 and (len(head) + tail) % 768 == 0
+    assert status == (200 if honest or bare else 400)
