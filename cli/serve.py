@@ -63,31 +63,16 @@ def command(source: Path, as_json: bool, **options: Any) -> None:
         raise EnvironmentProblem(
             f"what serving needs is not installed ({error}). pip install 'fimaq-tool[serve]'"
         ) from error
-    same = (
-        "host",
-        "port",
-        "grpc_port",
-        "name",
-        "provider",
-        "threads",
-        "instances",
-        "join",
-        "versions",
-        "admin",
-        "keys",
+    log_format, log_level = options.pop("log_format"), options.pop("log_level")
+    limits = Limits(
+        batch=options.pop("max_batch"),
+        queue=options.pop("queue"),
+        seconds=options.pop("timeout"),
+        body=options.pop("max_body") * MIB,
+        pixels=options.pop("max_pixels") * MEGAPIXELS,
     )
-    settings = Settings(
-        source=source,
-        **{name: options[name] for name in (*same, "drain")},
-        limits=Limits(
-            batch=options["max_batch"],
-            queue=options["queue"],
-            seconds=options["timeout"],
-            body=options["max_body"] * MIB,
-            pixels=options["max_pixels"] * MEGAPIXELS,
-        ),
-    )
-    set_up(options["log_format"] or ("text" if sys.stderr.isatty() else "json"), options["log_level"])
+    settings = Settings(source, limits=limits, **options)
+    set_up(log_format or ("text" if sys.stderr.isatty() else "json"), log_level)
     if settings.keys is None and not _is_loopback(settings.host):
         note(f"{settings.host} can be reached by others, and no key is asked for: give --keys FILE, or trust them.")
     serve(settings, lambda listening: _announce(listening, as_json))

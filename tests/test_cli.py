@@ -393,7 +393,8 @@ def test_unusable_input_exits_4(words, message, tmp_path, monkeypatch):
 
 def test_ctrl_c_ends_a_real_process_with_130_and_a_message():
     code = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 fake = types.ModuleType("fimaq.toolchain.quantize")
 def quantize(request, progress):
     print("started", file=sys.stderr, flush=True)

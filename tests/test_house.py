@@ -24,6 +24,7 @@ ROOTS: dict[str, str] = SETUPTOOLS["package-dir"]  # import name -> folder
 WITHOUT_TORCH = (
     "fimaq.cli.main",
     "fimaq.deploy",
+    "fimaq.deploy.serve",
     "fimaq.toolchain",
     "fimaq.toolchain.artifact",
     "fimaq.toolchain.data",

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from fimaq.toolchain.evaluate.endpoint import BYTES, PROVIDER, SHA256
+from fimaq.toolchain.evaluate.endpoint import BYTES, IMAGE_EXTENSION, PROVIDER, SHA256
 from fimaq.toolchain.evaluate.ort import CLASSES, PREPROCESSING
 
 from .model import ServedModel
@@ -20,6 +20,7 @@ NAME = "fimaq-tool"
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
+    IMAGE_EXTENSION,
     "model_configuration",
     "model_repository",
     "parameters",

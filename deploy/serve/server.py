@@ -12,6 +12,7 @@ from typing import final
 
 import uvicorn
 
+from fimaq.toolchain.allocator import keep_freed_buffers
 from fimaq.toolchain.errors import EnvironmentProblem
 
 from .rest.app import application
@@ -43,6 +44,7 @@ def serve(settings: Settings, announce: Callable[[Listening], None]) -> None:
 
     Raises EnvironmentProblem where it cannot listen, and the FimaqError of a model that cannot be served.
     """
+    keep_freed_buffers()
     with asyncio.Runner(loop_factory=_web_config(None, settings).get_loop_factory()) as runner:
         runner.run(_serve(settings, announce))
 
@@ -54,7 +56,7 @@ async def _serve(settings: Settings, announce: Callable[[Listening], None]) -> N
     rpc = None
     try:
         serving = asyncio.create_task(web.serve([listener]))
-        await asyncio.sleep(0)  # uvicorn takes the signals first; from here on they are ours
+        await asyncio.sleep(0)  # uvicorn takes the signals as it starts; from here on they are ours
         _handle_signals(service, web)
         if settings.grpc_port is not None:
             from .rpc.server import RpcServer
@@ -68,7 +70,9 @@ async def _serve(settings: Settings, announce: Callable[[Listening], None]) -> N
         else:
             web.should_exit = True
             await serving
-            loading.result() if loading.done() else loading.cancel()
+            if loading.done():
+                loading.result()  # raises what was wrong with a model
+            loading.cancel()
     finally:
         if rpc is not None:
             await rpc.stop(settings.limits.seconds)
@@ -80,7 +84,7 @@ def _web_config(app: object, settings: Settings) -> uvicorn.Config:
         app,  # type: ignore[arg-type]  # None where only the choice of event loop is asked for
         lifespan="off",
         ws="none",
-        http="h11",
+        http="httptools",
         log_config=None,
         access_log=False,
         server_header=False,

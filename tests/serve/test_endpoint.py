@@ -126,7 +126,7 @@ def test_options_that_do_not_go_together(words, message):
 
 def test_a_server_that_is_not_there(folder):
     done = evaluate("--endpoint", "http://127.0.0.1:9", "--data", folder)
-    assert done.exit_code == 4
+    assert done.exit_code == 5
     assert "http://127.0.0.1:9 does not answer" in done.stderr
 
 
@@ -137,17 +137,21 @@ class Plain(BaseHTTPRequestHandler):
     """A server that knows no extension; it is busy now and then, and closes connections it had kept."""
 
     protocol_version = "HTTP/1.1"
-    toy, busy, metadata, answers = None, 0, None, True
+    toy, busy, metadata, answers, extensions = None, 0, None, True, ()
 
     def do_GET(self):
         known = {
-            "/v2": {"name": "plain", "version": "7", "extensions": []},
+            "/v2": {"name": "plain", "version": "7", "extensions": list(self.extensions)},
             "/v2/models/toy": self.metadata,
         }
         self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "no such thing"}))
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Content-Type"].startswith("image/"):
+            self.reply(500, {"error": "no tensor"})
+            return
+        request = json.loads(body)
         if type(self).busy:
             type(self).busy -= 1
             self.reply(503, {"error": "busy"}, {"Retry-After": "0"})
@@ -209,6 +213,20 @@ def test_a_server_of_others_is_evaluated_with_the_file_beside_it(plain, toy_file
 def test_a_busy_server_is_asked_again(plain, toy_file, folder, tmp_path):
     found = result(tmp_path / "r.json", toy_file, "--endpoint", plain(busy=3), "--model", "toy", "--data", folder)
     assert found.n == 40
+
+
+def test_a_server_that_takes_no_images_is_not_sent_any(plain, toy_file, folder):
+    done = evaluate(toy_file, "--endpoint", plain(), "--model", "toy", "--wire", "image", "--data", folder)
+    assert done.exit_code == 4
+    assert "takes no encoded images. Use --wire tensor" in done.stderr
+
+
+def test_a_server_that_fails_is_not_taken_for_corrupt_images(plain, toy_file, folder, monkeypatch):
+    monkeypatch.setattr(Plain, "extensions", ["image_bodies"])
+    words = ("--endpoint", plain(), "--model", "toy", "--wire", "image", "--skip-corrupt", "--data", folder)
+    done = evaluate(toy_file, *words)
+    assert done.exit_code == 5
+    assert "answers 500: no tensor" in done.stderr
 
 
 def test_a_server_that_tells_nothing_needs_the_file(plain, folder):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..data import ImageSet, decode_rgb
-from ..errors import InputError
+from ..errors import EnvironmentProblem, InputError
 from ..preprocess import Preprocessing
 from .ort import CLASSES, PREPROCESSING, OrtPredictor
 from .prefetch import Prepare
@@ -22,6 +22,12 @@ Wire = Literal["tensor", "image"]
 
 SHA256, BYTES, PROVIDER = "fimaq.sha256", "fimaq.bytes", "fimaq.provider"
 """Parameters of a model's configuration on a server that says which file it serves."""
+
+IMAGE_EXTENSION = "image_bodies"
+"""Of servers that take encoded images."""
+
+NO_IMAGE = (400, 413, 415)
+"""Statuses of an image that cannot be decoded, is too large or of a format that is not taken."""
 
 MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"))
 
@@ -37,7 +43,8 @@ class EndpointPredictor:
     With ``wire="tensor"`` images are preprocessed here and any server will do; with ``wire="image"`` they are sent as
     they lie on disk and the server preprocesses them: give ``prepare`` to ``evaluate``, too.
 
-    Raises InputError where the server cannot be reached, has no such model or does not tell enough.
+    Raises InputError where the server has no such model, does not tell enough or takes no images, EnvironmentProblem
+    where it does not answer.
     """
 
     def __init__(
@@ -45,6 +52,10 @@ class EndpointPredictor:
     ) -> None:
         self._server, self._wire = server, wire
         about = server.get("")
+        if wire == "image" and IMAGE_EXTENSION not in about.get("extensions", []):
+            raise InputError(
+                f"{server.url} takes no encoded images. Use --wire tensor, or a server of fimaq-tool serve."
+            )
         name = model or _only_model(server)
         self._path = model_path(name)
         metadata = server.get(self._path)
@@ -91,8 +102,11 @@ class EndpointPredictor:
         data, media_type = _encoded(sample, name)
         try:
             logits: npt.NDArray[np.float32] = self._server.infer_image(self._path, data, media_type)[0]
-        except Refused as refused:
-            raise InputError(f"image {name} in {images.source}: {refused}") from refused
+        except InputError as error:
+            if isinstance(error, Refused) and error.status in NO_IMAGE:
+                raise InputError(f"image {name} in {images.source}: {error}") from error
+            # Not the image's fault: it must not be left out as if it were corrupt.
+            raise EnvironmentProblem(str(error)) from error
         return logits
 
     def _require_same(self, told: Mapping[str, Any], local: OrtPredictor | None) -> None:

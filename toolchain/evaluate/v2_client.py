@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, UsageError
+from ..errors import EnvironmentProblem, InputError, UsageError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 BINARY_EXTENSION = "binary_tensor_data"
@@ -142,7 +142,7 @@ class Server:
             except (OSError, http.client.HTTPException) as error:
                 connection.close()  # it opens again by itself
                 if attempt == "new" or isinstance(error, TimeoutError):
-                    raise InputError(
+                    raise EnvironmentProblem(
                         f"{self.url} does not answer ({error or type(error).__name__}). "
                         "Start the server, or correct --endpoint."
                     ) from error
