@@ -85,7 +85,7 @@ def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
 
 
 def table(results: Path) -> str:
-    """Markdown, a line a run, and the mean of all runs' distance from their floors."""
+    """Markdown, a line a run, and the median of all runs' distance from their floors."""
     found = sorted((json.loads(line) for line in results.read_text().splitlines()), key=lambda row: row["run"])
     rows = [
         [
@@ -103,8 +103,9 @@ def table(results: Path) -> str:
         ]
         for row in found
     ]
-    mean = {level: statistics.mean(row[level]["beyond_floor"][0] for row in found) for level in ("optimised", "plain")}
-    rows.append(["mean", *[""] * 5, f"{mean['optimised']:+.2f}", "", f"{mean['plain']:+.2f}", "", ""])
+    levels = ("optimised", "plain")
+    middle = {level: statistics.median(row[level]["beyond_floor"][0] for row in found) for level in levels}
+    rows.append(["median", *[""] * 5, f"{middle['optimised']:+.2f}", "", f"{middle['plain']:+.2f}", "", ""])
     headers = [
         "run",
         "torch top-1",
