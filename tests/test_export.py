@@ -18,6 +18,7 @@ from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 from PIL import Image
 from timm.layers import set_fused_attn
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import ResPostBlock
 
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError, UsageError
@@ -47,6 +48,10 @@ from fimaq.toolchain.spec import QuantSpec
 SIZE = (3, 32, 32)
 MODELS = {
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5}),
+    "respost": (
+        "vit_tiny_patch16_224",
+        {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5, "block_fn": ResPostBlock},
+    ),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {
@@ -287,6 +292,14 @@ def test_of_the_last_block_only_the_class_token_is_computed():
     assert {count for count in rows.values() if count != 1} == {17}
 
 
+def test_a_tensor_of_which_one_token_is_read_twice_is_sliced_once():
+    """The query and the residual of a ResPostBlock read the same tensor."""
+    model = quantized("respost", 4, "tensor", "tensor")
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert sum(node.name.startswith("token/") for node in proto.graph.node) == 1
+
+
 def run_all(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
     """Shapes of every output for two images."""
     session = open_session(proto.SerializeToString(), optimize=False)
@@ -341,6 +354,30 @@ def test_weight_scales_along_the_wrong_axis_are_found_in_the_file(case, target):
         with pytest.raises(ExportError, match=f"layer '{name}': weight scales run along axis {axis.i}"):
             list(stored_differences(proto, tensors, bits))
         axis.i = right
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_clip_that_is_moved_or_missing_is_found_in_the_file(case, target):
+    model, traced, _ = case
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    proto = lowered(traced, target, model)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    clips = [node for node in proto.graph.node if node.op_type == "Clip"]
+    assert bool(clips) == (target == "ort-cpu")  # native 4-bit types need none
+    for clip in clips:
+        for name, place in (("low", 1), ("high", 2)):
+            moved = numpy_helper.from_array(constants[clip.input[place]] + np.int8(1), f"{clip.name}.{name}")
+            proto.graph.initializer.append(moved)
+        kept = list(clip.input)
+        clip.input[1:3] = [f"{clip.name}.low", f"{clip.name}.high"]
+        with pytest.raises(ExportError, match="is clipped to other than"):
+            list(stored_differences(proto, tensors, bits))
+        clip.input[:] = kept
+        clip.op_type = "Transpose"  # one that moves nothing
+        with pytest.raises(ExportError, match="is not clipped to"):
+            list(stored_differences(proto, tensors, bits))
+        clip.op_type = "Clip"
+    assert list(stored_differences(proto, tensors, bits)) == []
 
 
 def test_layers_that_are_not_finished_are_refused_and_the_model_is_left_alone(case):

@@ -10,6 +10,9 @@ import zlib
 
 import pytest
 
+from fimaq.deploy.serve.errors import Malformed
+from fimaq.deploy.serve.rest.decode import _from_json
+
 INFER = "/v2/models/toy/infer"
 MIB = 2**20
 KEY = "a key of more than sixteen characters"
@@ -252,3 +255,15 @@ def test_what_can_be_reached_by_others_without_a_key_is_said(start, toy_file):
 
 def test_by_default_only_this_machine_can_reach_it(server):
     assert server.url.startswith("http://127.0.0.1:")
+
+
+def test_a_long_string_among_numbers_costs_no_memory():
+    """numpy would give every element the room of the longest."""
+    data = ["a" * 200_000] + [""] * 1_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(Malformed, match="values that are not all numbers"):
+            _from_json({"data": data}, (1, 3, 8, 8))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()

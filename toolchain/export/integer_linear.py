@@ -40,7 +40,7 @@ def _bias(product: ir.Node) -> ir.Node | None:
     add = uses[0].node if len(uses) == 1 and not product.outputs[0].is_graph_output() else None
     bias = add.inputs[1] if add is not None and add.op_type == "Add" else None
     constant = None if bias is None else bias.const_value
-    return add if constant is not None and constant.size == constant.shape[-1] else None
+    return add if constant is not None and constant.shape and constant.size == constant.shape[-1] else None
 
 
 def _is_integer(product: ir.Node) -> bool:

@@ -65,10 +65,13 @@ def _take_back(graph: ir.Graph, gather: ir.Node, axis: int, token: int) -> bool:
     if not narrow:
         return False
     emit = Emitter(graph, "token")
-    for (node, index), along in edges.items():
+    slices: dict[tuple[ir.Value, int], ir.Value] = {}
+    for (node, index), along in reversed(edges.items()):
         whole = node.inputs[index]
         if whole is not None and whole not in narrow:
-            _slice(graph, node, index, whole, along, token)
+            if (whole, along) not in slices:
+                slices[whole, along] = _slice(graph, node, whole, along, token)
+            node.replace_input_with(index, slices[whole, along])
     for value, along in narrow.items():
         _narrow(emit, value, along, token)
     gather.replace_input_with(1, emit.constant("token.first", np.array(0), ir.DataType.INT64))
@@ -128,13 +131,13 @@ def _same_place(node: ir.Node, axis: int) -> Mapping[int, int] | None:
     return None
 
 
-def _slice(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value, axis: int, token: int) -> None:
-    """Put a Slice of one token on an edge."""
-    emit = Emitter(graph, f"token/{value.name}")
+def _slice(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int, token: int) -> ir.Value:
+    """One token of a value that others read whole, made in front of a node."""
+    emit = Emitter(graph, f"token/{value.name}/{axis}")
     result = emit.op("Slice", [value, *(emit.indices([n]) for n in (token, token + 1, axis))])
     result.shape, result.type = _with_one(value.shape, axis), value.type
-    graph.insert_before(node, emit.nodes)
-    node.replace_input_with(index, result)
+    graph.insert_before(before, emit.nodes)
+    return result
 
 
 def _narrow(emit: Emitter, value: ir.Value, axis: int, token: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import numpy as np
@@ -47,10 +48,14 @@ def _cuts(linear: ir.Node, reshape: ir.Node) -> list[tuple[ir.Node, int]]:
     if before is None or after is None or reshape.outputs[0].is_graph_output():
         return []
     axis = len(before) - 1
-    if list(before)[1:axis] != list(after)[1:axis] or static_sizes(list(after)[1:]) is None:
+    sizes = static_sizes(list(after)[axis:])
+    if list(before)[1:axis] != list(after)[1:axis] or sizes is None or math.prod(sizes) != before[axis]:
         return []
     cuts = [(use.node, _place(use.node, axis, len(after))) for use in reshape.outputs[0].uses()]
-    return [(cut, place) for cut, place in cuts if place is not None] if all(p is not None for _, p in cuts) else []
+    places = [place for _, place in cuts]
+    if None in places or len(set(places)) < len(places):
+        return []
+    return [(cut, place) for cut, place in cuts if place is not None]
 
 
 def _place(cut: ir.Node, axis: int, rank: int) -> int | None:

@@ -77,10 +77,12 @@ class StoredLayers:
                     zero_point = _unsigned(self._constant(node.input[2]), bits)
                     return {"scale": self._constant(node.input[1]), "zero_point": zero_point}
                 case "QuantizeLinear":
-                    low = -_unsigned(self._constant(node.input[2]), bits).astype(np.int64)
+                    zero_point = self._constant(node.input[2])
+                    clipped = clipped or _container_bits(zero_point) == bits
+                    low = -_unsigned(zero_point, bits).astype(np.int64)
                 case "Clip":
-                    ends = [int(self._constant(end)) for end in node.input[1:3]]
-                    if ends[1] - ends[0] != 2**bits - 1:
+                    ends = np.array([self._constant(end) for end in node.input[1:3]])
+                    if not np.array_equal(_unsigned(ends, bits), [0, 2**bits - 1]):
                         raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
                     clipped = True
                 case "Min":
@@ -89,6 +91,9 @@ class StoredLayers:
                     low = self._constant(node.input[1])
                     if high is None or not np.array_equal(high - low, np.full_like(low, 2**bits - 1)):
                         raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
+                    clipped = True
+                case "Div" if low is not None and not clipped:
+                    raise ExportError(f"layer {layer!r}: operand {operand} is not clipped to {bits} bits.")
                 case "Div" if low is not None:
                     return {"scale": self._constant(node.input[1]), "zero_point": (-low).astype(np.uint8)}
                 case other if other not in BETWEEN:

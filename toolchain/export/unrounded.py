@@ -3,7 +3,7 @@
 Rounding turns a difference of 1e-7 into another code and drowns everything else: a wrong LayerNorm weight costs a
 low-bit file less agreement than chance does. Without rounding and clipping (weights stay at their codes) the file must
 compute what the torch model computes with identities for activation quantizers, up to the order of float sums. That
-shows whether norms, embeddings, residuals and the order of the layers are right, on one image; the grids left out
+shows whether norms, embeddings, residuals and the order of the layers are right, on a few images; the grids left out
 here are read back number by number (``stored``).
 """
 

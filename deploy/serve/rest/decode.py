@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, final
 
 import numpy as np
@@ -23,6 +24,9 @@ BINARY_SIZE, BINARY, BINARY_OUTPUT = "binary_data_size", "binary_data", "binary_
 """Parameters of a tensor, of a requested output and of a request."""
 
 _SHARED_MEMORY = "shared_memory_region"
+
+NUMBERS = frozenset({int, float})
+"""What JSON numbers are read as; true and false are neither."""
 
 
 @final
@@ -108,18 +112,24 @@ def _from_json(item: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
     data = item.get("data")
     if not isinstance(data, list):
         raise Malformed(f"the input has no list of numbers as data and no {BINARY_SIZE}; wanted one of them.")
-    try:
-        numbers = np.asarray(data)
-    except ValueError as error:  # ragged, or deeper than numpy goes
-        raise Malformed(f"data is no array ({error}).") from error
-    if numbers.dtype.kind not in "iuf" or numbers.size != np.prod(shape):
-        kind = "numbers" if numbers.dtype.kind in "iuf" else "values that are not all numbers"
-        raise Malformed(f"data holds {numbers.size} {kind}; wanted {np.prod(shape)} numbers for shape {list(shape)}.")
+    numbers = _flattened(data)
+    kind = "numbers" if NUMBERS.issuperset(map(type, numbers)) else "values that are not all numbers"
+    if kind != "numbers" or len(numbers) != np.prod(shape):
+        raise Malformed(f"data holds {len(numbers)} {kind}; wanted {np.prod(shape)} numbers for shape {list(shape)}.")
     with np.errstate(over="ignore"):
-        images = numbers.astype(np.float32).reshape(shape)
+        images = np.array(numbers, np.float64).astype(np.float32).reshape(shape)
     if not np.isfinite(images).all():
         raise Malformed("data holds a number that float32 cannot hold.")
     return images
+
+
+def _flattened(data: list[Any]) -> list[Any]:
+    """What nested lists of equal lengths hold, in order; no array is made before it is known to be numbers."""
+    while data and isinstance(data[0], list):
+        if any(not isinstance(part, list) or len(part) != len(data[0]) for part in data):
+            raise Malformed("data is no array: its lists are not all as long.")
+        data = list(chain.from_iterable(data))
+    return data
 
 
 def _parse(text: memoryview) -> Any:
