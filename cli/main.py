@@ -18,6 +18,8 @@ COMMANDS = {
     "bench": "Time ONNX files against each other in ONNX Runtime.",
     "serve": "Serve an ONNX file, or a repository of them, over HTTP and gRPC.",
     "inspect": "Show each layer's bits, and what the runtime makes of them.",
+    "sweep": "Quantize, export and evaluate every run of a plan.",
+    "report": "Show runs and results as one HTML page.",
     "package": "Write an ONNX file as what Triton, KServe or Docker take.",
     "demo": "Walk the whole path on a bundled model and data.",
     "env": "Show versions, providers and CPU features, for a bug report.",

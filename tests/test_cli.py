@@ -211,7 +211,20 @@ def only_json(result):
 def test_the_help_page_lists_what_there_is_and_no_more():
     result = invoke("--help")
     assert result.exit_code == 0
-    names = ["quantize", "export", "evaluate", "gate", "bench", "serve", "inspect", "package", "demo", "env"]
+    names = [
+        "quantize",
+        "export",
+        "evaluate",
+        "gate",
+        "bench",
+        "serve",
+        "inspect",
+        "sweep",
+        "report",
+        "package",
+        "demo",
+        "env",
+    ]
     assert list(COMMANDS) == names
     for name, line in COMMANDS.items():
         assert name in result.stdout

@@ -625,7 +625,7 @@ def test_the_same_seed_gives_the_same_tensors(tmp_path):
 
 
 def test_forwards_are_counted(checkpoint, monkeypatch):
-    """A block runs for its own steps, three advances and its probes; then only as the tail of those before it."""
+    """A block runs for its own steps, three advances, its probes and two looks at its fidelity; then only as a tail."""
     depth, iterations, rank = 4, 6, 2
     settings = recipe(fisher={"rank": rank}, reconstruct={"iterations": iterations})
     model = calibrated(settings, depth)
@@ -646,7 +646,8 @@ def test_forwards_are_counted(checkpoint, monkeypatch):
     finished(model, settings, checkpoint)
     names = [block.name for block in model.blocks]
     for number, name in enumerate(names):
-        assert runs["-", name] == 3, name  # float logits, target, quantized output: once each, so linear in depth
+        # Float logits, target, quantized output, and a sample before and after: once each, so linear in depth.
+        assert runs["-", name] == 5, name
         probes = 0 if name == "head" else rank
         assert runs[name, name] == iterations + probes
         for earlier in names[:number]:

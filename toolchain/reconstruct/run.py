@@ -18,7 +18,11 @@ from ..recipe import Recipe
 from ..run_folder import layer_row, quantizer_tensors, restore_quantizers
 from .block import reconstruct_block, round_to_nearest
 from .cache import BlockCache
+from .fidelity import SAMPLE, grid_lines, snr_db
 from .objective import FisherObjective, HeadObjective, Objective
+from .peak_memory import PeakMemory
+
+Log = Callable[[dict[str, Any]], None]
 
 
 def reconstruct(
@@ -26,7 +30,7 @@ def reconstruct(
     images: Tensor,
     recipe: Recipe,
     progress: Progress,
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
     checkpoint: Checkpoint,
 ) -> list[dict[str, Any]]:
     """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
@@ -37,14 +41,14 @@ def reconstruct(
     all, and each finished one is put there. With 0 iterations weights are rounded to nearest.
     """
     if recipe.reconstruct.iterations == 0:
-        round_to_nearest(model.layers)
-        return [_row(block, None, None, 0.0) for block in model.blocks]
+        return _rounded_to_nearest(model, images[:SAMPLE], log)
     rows = []
     logits = _float_logits(model, images[: recipe.fisher.samples])
     clean, quant = images, images
     with progress.task("reconstruct", len(model.blocks) * recipe.reconstruct.iterations) as task:
         for number, block in enumerate(model.blocks):
             began = time.monotonic()
+            memory = PeakMemory(images.device)
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             with float_layers(layers.values()):
                 cache = BlockCache(clean, quant, run_block(block, clean))
@@ -53,11 +57,21 @@ def reconstruct(
                 objective: Objective = (
                     HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
                 )
+                snr_first = snr_db(run_block(block, quant[:SAMPLE]), cache.target[:SAMPLE])
                 first, last = reconstruct_block(
                     block.name, block.module, layers, cache, objective, recipe, lines.append, task
                 )
+                lines += grid_lines(block, layers, clean)
                 clean, quant = cache.target, run_block(block, quant)
-                row = _row(block, first, last, time.monotonic() - began)
+                row = {
+                    **_row(block),
+                    "loss_first": first,
+                    "loss_last": last,
+                    "snr_db_first": snr_first,
+                    "snr_db_last": snr_db(quant[:SAMPLE], clean[:SAMPLE]),
+                    "seconds": round(time.monotonic() - began, 3),
+                    "peak_bytes": memory.bytes(),
+                }
                 finished = FinishedBlock(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
                 checkpoint.save(block.name, finished)
             else:
@@ -98,11 +112,31 @@ def _tail(model: QuantModel, number: int) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _row(block: Block, first: float | None, last: float | None, seconds: float) -> dict[str, Any]:
+def _rounded_to_nearest(model: QuantModel, images: Tensor, log: Log) -> list[dict[str, Any]]:
+    """Weights as calibrated, and what that did to each block."""
+    round_to_nearest(model.layers)
+    rows = []
+    clean, quant = images, images
+    for block in model.blocks:
+        layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+        for line in grid_lines(block, layers, clean):
+            log(line)
+        with float_layers(layers.values()):
+            clean = run_block(block, clean)
+        quant = run_block(block, quant)
+        rows.append({**_row(block), "snr_db_last": snr_db(quant, clean)})
+    return rows
+
+
+def _row(block: Block) -> dict[str, Any]:
+    """A block's row in the manifest before anything was learned; a figure that was not measured is None."""
     return {
         "name": block.name,
         "kind": block.kind,
-        "loss_first": first,
-        "loss_last": last,
-        "seconds": round(seconds, 3),
+        "loss_first": None,
+        "loss_last": None,
+        "snr_db_first": None,
+        "snr_db_last": None,
+        "seconds": 0.0,
+        "peak_bytes": None,
     }
