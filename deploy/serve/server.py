@@ -84,7 +84,7 @@ def _web_config(app: object, settings: Settings) -> uvicorn.Config:
         app,  # type: ignore[arg-type]  # None where only the choice of event loop is asked for
         lifespan="off",
         ws="none",
-        http="httptools",
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
