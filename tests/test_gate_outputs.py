@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from sarif.loader import load_sarif_file
 
 from fimaq.deploy.gate.outputs import github, junit, markdown, quantities, sarif, text
+from fimaq.deploy.gate.outputs.advice import advice
 from fimaq.deploy.gate.outputs.github import publish
 from fimaq.deploy.gate.report import BaselineSummary, EvidenceSummary, Flips, GateReport, RuleResult
 
@@ -336,3 +337,9 @@ def test_a_runner_without_files_gets_the_annotations(tmp_path):
     commands, summary, output = published(report(FAILED), tmp_path, GITHUB_STEP_SUMMARY="", GITHUB_OUTPUT="")
     assert len(runner_commands(commands)) == 1
     assert (summary, output) == (None, None)
+
+
+def test_a_candidate_that_only_costs_too_much_is_not_told_to_take_more_bits():
+    slow = RuleResult("latency", "latency", "", None, 1.12, None, None, 1.05, "ratio", "fail", "12 % slower")
+    assert "misses latency: quantize with fewer bits" in advice(report(slow))
+    assert "more bits" in advice(report(slow, FAILED))

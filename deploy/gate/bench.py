@@ -32,6 +32,8 @@ def read_bench(path: Path) -> Bench:
 
     Raises InputError where the file is missing, damaged, or says nothing of the hardware.
     """
+    if not path.exists():
+        raise InputError(f"{path} is not there. Write it with `fimaq-tool bench BASELINE.onnx NEW.onnx -o {path}`.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         medians: dict[str, dict[int, float]] = defaultdict(dict)

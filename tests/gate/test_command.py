@@ -48,7 +48,7 @@ def test_a_verdict_has_its_exit_code(folder, candidate, verdict, code):
     [
         (["--baseline", "float.json"], 2, "Missing option '--candidate'"),
         (["--candidate", "good.json"], 2, "gate rule top1 has no baseline to compare with"),
-        (["--baseline", "float.json", "--candidate", "none.json"], 4, "none.json is not a result"),
+        (["--baseline", "float.json", "--candidate", "none.json"], 4, "none.json is not there"),
         (["--baseline", "float.json", "--baseline", "good.json", "--candidate", "bad.json"], 2, "called 'baseline'"),
         (
             ["--baseline", "float.json", "--candidate", "good.json", "--max-drop", "200"],

@@ -52,6 +52,10 @@ def read_figures(path: Path) -> dict[str, Any]:
     Raises InputError where it is missing, not JSON, of another version, lacks a key or has one of the wrong type, holds
     a number that is not finite, or was changed since it was written.
     """
+    if not path.exists():
+        raise InputError(
+            f"{path} is not there; wanted a result. Write it: `fimaq-tool evaluate MODEL.onnx --data DIR -o {path}`."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if not isinstance(values, dict):
