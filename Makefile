@@ -43,10 +43,10 @@ $(CLIENTS)/.installed: tests/serve/clients/requirements.txt
 	@$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
-demo: $(STAMP) ## Quantize, export and evaluate the bundled models
-	@$(BIN)/fimaq-tool demo -o fimaq-demo --force
-
 # One thread: many small products on threads that wait for each other are several times slower where cores are shared.
+demo: $(STAMP) ## Quantize, export and evaluate the bundled models
+	@OMP_NUM_THREADS=1 $(BIN)/fimaq-tool demo -o fimaq-demo --force
+
 test: lint clients ## Lint, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
