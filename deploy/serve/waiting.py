@@ -21,18 +21,22 @@ async def answered(
     ModelFailed for a model that cannot run.
     """
     loop = asyncio.get_running_loop()
+    timer = loop.call_at(deadline, answer.cancel)
     gone = None if disconnected is None else loop.create_task(disconnected)
+    if gone is not None:
+        gone.add_done_callback(lambda _: answer.cancel())
     try:
-        ends: set[asyncio.Future[Any]] = {answer} if gone is None else {answer, gone}
-        await asyncio.wait(ends, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
+        return await answer
     except FimaqError as error:
         raise ModelFailed(str(error)) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # it is this request that is ended, not its answer
+            raise
+        if gone is not None and gone.done():
+            raise ClientGone("the client closed the connection.") from None
+        raise DeadlineExceeded("the answer was not there in time. Send it again later, or allow more time.") from None
     finally:
-        answer.cancel()
+        timer.cancel()
         if gone is not None:
             gone.cancel()
-    if gone is not None and gone.done():
-        raise ClientGone("the client closed the connection.")
-    raise DeadlineExceeded("the answer was not there in time. Send it again later, or allow more time.")

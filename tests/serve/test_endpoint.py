@@ -264,3 +264,20 @@ def test_a_predictor_by_itself(server, toy, toy_file):
         assert predictor.prepare is None
         with pytest.raises(InputError, match="answers 404"):
             EndpointPredictor(there, "none")
+
+
+@pytest.mark.slow
+@pytest.mark.imagenet
+def test_photographs_get_the_same_answers_as_tensors_and_as_files(start, fimaq_data, tmp_path):
+    from fimaq.toolchain.export import export_float
+
+    weights = fimaq_data / "weights" / "deit_tiny_patch16_224.safetensors"
+    model = tmp_path / "deit.onnx"
+    export_float("deit_tiny_patch16_224", model, weights=weights, opset=None, force=False)
+    server = start(model)
+    words = ("--data", fimaq_data / "imagenet_mini" / "val", "--limit", 60)
+    here = result(tmp_path / "here.json", model, *words, "--threads", 1)
+    for wire in ("tensor", "image"):
+        there = result(tmp_path / f"{wire}.json", "--endpoint", server.url, "--wire", wire, *words)
+        for name in SAME:
+            np.testing.assert_array_equal(getattr(there.predictions, name), getattr(here.predictions, name))

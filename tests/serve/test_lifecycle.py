@@ -227,6 +227,13 @@ def test_a_start_that_fails_says_why_and_ends(toy, tmp_path, content, options, c
     assert done.stdout == ""
 
 
+def test_two_servers_do_not_share_a_port_for_grpc(start, toy_file):
+    address = start(toy_file, "--grpc-port", 0).said["grpc"]
+    done = serve(toy_file, "--port", 0, "--grpc-port", address.rpartition(":")[2])
+    assert done.returncode == 5
+    assert f"cannot listen for gRPC on {address}" in done.stderr
+
+
 def test_a_repository_with_a_bad_model_does_not_start(toy, tmp_path):
     toy.write(tmp_path / "good.onnx")
     toy.write(tmp_path / "later.onnx", metadata={})

@@ -8,7 +8,7 @@ from fimaq.deploy.serve.errors import ClientGone, DeadlineExceeded, ModelFailed
 from fimaq.deploy.serve.waiting import answered
 from fimaq.toolchain.errors import InputError
 
-SOON, LATE = 0.02, 60.0
+SOON, LATE = 0.02, 3600.0
 
 
 def wait(scenario):
@@ -18,7 +18,7 @@ def wait(scenario):
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
         try:
-            outcome = await scenario(loop, answer)
+            outcome = await asyncio.wait_for(scenario(loop, answer), 10)
         except Exception as error:  # noqa: BLE001  (the outcome is what the tests look at)
             outcome = error
         await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -37,6 +38,7 @@ class RequestContext:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._own_id, self._count = secrets.token_hex(4), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -45,7 +47,7 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
-        request_id = given if _GOOD_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if _GOOD_ID.fullmatch(given) else f"{self._own_id}{next(self._count):08x}"
         fields: dict[str, Any] = {}
         scope["state"] = {"id": request_id, "log": fields}
         started, status = time.perf_counter(), 500
