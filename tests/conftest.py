@@ -1,6 +1,7 @@
 """What every test runs under: no network, no telemetry, and signatures whose shapes are checked."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,17 @@ def fimaq_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set FIMAQ_DATA to the one that holds imagenet_mini/, weights/ and reference/")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser without a screen."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no browser: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        # Inside a container the browser cannot make a sandbox of its own.
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -231,19 +230,6 @@ def test_markup_in_the_names_of_files_stays_text(new_run, new_result, tmp_path):
 
 
 # ---------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no browser: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        # Inside a container the browser cannot make a sandbox of its own.
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser, file, **how):

@@ -1,26 +1,12 @@
 """The page, in a real browser without a screen."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 KEY = "a key of more than sixteen characters"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no browser: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        # Inside a container the browser cannot make a sandbox of its own.
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
