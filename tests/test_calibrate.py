@@ -123,8 +123,19 @@ def test_candidates_of_a_single_value():
 def test_long_rows_are_thinned_evenly():
     row = torch.linspace(-1, 3, 3 << 20).view(1, -1)
     scales, _ = candidate_grids(row, 0.9, 16, 255)
-    torch.testing.assert_close(scales[0], torch.tensor([4 / 255]), rtol=1e-4, atol=0)
-    torch.testing.assert_close(scales.amin(0), torch.tensor([3.2 / 255]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(scales[0], torch.tensor([4 / 255]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(scales.amin(0), torch.tensor([3.2 / 255]), rtol=1e-3, atol=0)
+
+
+def test_the_sample_of_a_long_row_sees_every_channel():
+    """768 channels of which one is massive in a few tokens: no stride may hide it, and the range must hold it."""
+    rows = noise(4096, 768)
+    rows[::64, 418] = 190.0
+    scales, _ = candidate_grids(rows.view(1, -1), 0.9999, 16, 255)
+    assert scales[0] * 255 > 190  # the full range
+    rows[:, 418] = 190.0  # 1 value of 768: inside the 0.99 quantile no longer, inside the 0.9995 quantile still
+    scales, _ = candidate_grids(rows.view(1, -1), 0.9995, 16, 255)
+    assert scales.amin() * 255 > 190
 
 
 # ---------------------------------------------------------------- linear layers
@@ -139,10 +150,12 @@ def problem(o: int, i: int, n: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def output_error(weight: Tensor, rows: Tensor, weight_grid: tuple, input_grid: tuple, spec: tuple) -> np.ndarray:
-    """``||Wq xq - W x||^2`` per output channel, by brute force in float64."""
+    """``||Wq xq - W x||^2`` per output channel, rows weighed by ``1 / (e + median e)``, by brute force in float64."""
     (w, x), (ws, wz), (xs, xz) = f64(weight, rows), f64(*weight_grid), f64(*input_grid)
-    error = quantized(x, xs, xz, spec[1].qmax) @ quantized(w, ws, wz, spec[0].qmax).T - x @ w.T
-    return (error**2).sum(0)
+    output = x @ w.T
+    energy = (output**2).sum(1)
+    error = quantized(x, xs, xz, spec[1].qmax) @ quantized(w, ws, wz, spec[0].qmax).T - output
+    return (error**2 / (energy + np.sort(energy)[(len(energy) - 1) // 2])[:, None]).sum(0)
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (9, 4)])  # fewer and more outputs than inputs: two ways to the same cost
@@ -214,6 +227,20 @@ def test_search_beats_the_full_range():
         grid_from_range(rows.min(), rows.max(), 7),
     )
     assert searched < 0.5 * output_error(weight, rows, *naive, spec).sum()
+
+
+def test_massive_tokens_do_not_stretch_the_grid_of_the_others():
+    """Two tokens of 512 hold values a hundred times larger; the grid must serve the other 510."""
+    weight, rows = noise(32, 48), noise(512, 48, seed=1)
+    rows[[7, 300], 5] = 300.0
+    spec = QuantSpec(8, "channel"), QuantSpec(8)
+    weight_grid, (scale, zero) = search_linear(weight, rows, *spec, 128, 3)
+    w, x, s, z = f64(weight, rows, scale, zero)
+    ordinary = np.delete(x, [7, 300], axis=0)
+    error = (quantized(ordinary, s, z, 255) - ordinary) @ w.T
+    assert (error**2).mean() < 0.01 * ((ordinary @ w.T) ** 2).mean()
+    assert float(scale) * 255 < 100
+    assert weight_grid[0].isfinite().all()
 
 
 def test_channel_search_is_brute_force():

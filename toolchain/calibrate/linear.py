@@ -3,6 +3,10 @@
 With ``A = Xq^T Xq`` and ``B = Xq^T X`` the output error of a weight candidate is
 ``||Wq Xq - W X||^2 = Wq A Wq^T - 2 Wq B W^T + const``, so its cost does not depend on the number of rows.
 The error of an input candidate is a quadratic form in ``Xq - X`` with ``M = Wq^T Wq``.
+
+Each row's error counts relative to the energy of its output. A vision transformer gives a few tokens massive values
+(Sun et al., "Massive Activations in Large Language Models", 2024; Darcet et al., "Vision Transformers Need Registers",
+2024), and the next LayerNorm divides them by as much; counted absolutely they would stretch the grid of all others.
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ def search_linear(
     """Grids of the weight (per output channel) and of the input (per tensor).
 
     Weights start from their own error, inputs from ``start`` (or their own error); then ``rounds`` rounds alternate
-    between input and weight, each judged by the layer's output error given the other, and end early when nothing moves.
+    between input and weight, each judged by the layer's output error given the other, rows weighed by ``row_weights``,
+    and end early when nothing moves.
     """
     options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax)
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -52,17 +57,27 @@ def search_linear(
     input_grids = [(s, z) for s, z in zip(input_options[0][:, 0], input_options[1][:, 0], strict=True)]
     if start is not None:
         input_grids.append(start)
-    few = rows[:: max(1, len(rows) // INPUT_ROWS)]
+    weights = row_weights(rows @ weight.T)
+    step = max(1, len(rows) // INPUT_ROWS)
     chosen = -1
     for _ in range(rounds):
         approximate = fake_quantize(weight, weight_grid, weight_spec.qmax)
-        before, chosen = chosen, _best_input(few, weight, approximate, input_grids, input_spec.qmax)
+        before = chosen
+        chosen = _best_input(rows[::step], weights[::step], weight, approximate, input_grids, input_spec.qmax)
         input_grid = input_grids[chosen]
         if chosen == before:
             break
         quantized = fake_quantize(rows, input_grid, input_spec.qmax)
-        weight_grid = _best_weight(weight, quantized.T @ quantized, quantized.T @ rows, options, weight_spec.qmax)
+        weighted = (weights * quantized).T
+        weight_grid = _best_weight(weight, weighted @ quantized, weighted @ rows, options, weight_spec.qmax)
     return weight_grid, input_grid
+
+
+def row_weights(outputs: Float[Tensor, "n o"]) -> Float[Tensor, "n 1"]:
+    """What a row's squared error counts: ``1 / (e + median e)`` for output energy ``e``, scaled to a mean of one."""
+    energy = outputs.square().sum(1, keepdim=True)
+    weights = 1 / (energy + energy.median()).clamp_min(torch.finfo(energy.dtype).tiny)
+    return weights / weights.mean()
 
 
 def _best_weight(weight: Tensor, own: Tensor, cross: Tensor, options: Grid, qmax: int) -> Grid:
@@ -79,18 +94,18 @@ def _best_weight(weight: Tensor, own: Tensor, cross: Tensor, options: Grid, qmax
     return grid
 
 
-def _best_input(rows: Tensor, weight: Tensor, quantized: Tensor, grids: list[Grid], qmax: int) -> int:
-    """Number of the input grid with the smallest output error ``||Wq xq - W x||^2`` over ``rows``."""
+def _best_input(rows: Tensor, weights: Tensor, weight: Tensor, quantized: Tensor, grids: list[Grid], qmax: int) -> int:
+    """Number of the input grid with the smallest weighted output error ``||Wq xq - W x||^2`` over ``rows``."""
     rest = rows @ (quantized - weight).T
     if weight.shape[0] < weight.shape[1]:
 
         def cost(error: Tensor) -> Tensor:
-            return (error @ quantized.T + rest).square().sum()
+            return (weights * (error @ quantized.T + rest).square()).sum()
     else:
         gram, cross = quantized.T @ quantized, 2 * (rest @ quantized)
 
         def cost(error: Tensor) -> Tensor:
-            return ((error @ gram + cross) * error).sum()
+            return (weights * (error @ gram + cross) * error).sum()
 
     costs = torch.stack([cost(fake_quantize(rows, grid, qmax) - rows) for grid in grids])
     return int(costs.argmin())
