@@ -74,9 +74,16 @@ BITS = click.IntRange(MIN_BITS, MAX_BITS)
 @option("--iters", type=count(0), help="Reconstruction steps per block; 0 rounds to nearest.")
 @option("--batch-size", type=count(), help="Images per reconstruction step.")
 @option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute.")
+@option(
+    "--cache",
+    type=click.Choice(["auto", "device", "ram", "disk"]),
+    default="auto",
+    show_default=True,
+    help="Where block inputs and targets lie; auto takes the first that has room. Never changes the result.",
+)
 @option("--seed", type=count(0), help="Decides every random draw.")
 @option("--resume", is_flag=True, help="Go on with an interrupted run in RUN.")
-@option("--dry-run", is_flag=True, help="Print the resolved recipe and write nothing.")
+@option("--dry-run", is_flag=True, help="Print the resolved recipe and the memory it takes; write nothing.")
 @force_option
 @json_option
 @debug_option
@@ -90,6 +97,7 @@ def command(model: str, data: str | None, out: Path | None, **options: Any) -> N
         _refuse_file_name(out)
     if options["dry_run"]:
         emit(recipe.to_dict(), options["as_json"], recipe.to_toml().rstrip())
+        _announce_memory(model, recipe, out, options)
         places = [*([] if data else ["--data", "DIR"]), *([] if out else ["-o", "RUN"])]
         next_command("quantize", model, *typed(without="dry_run"), *places)
         return
@@ -102,6 +110,15 @@ def command(model: str, data: str | None, out: Path | None, **options: Any) -> N
     result = _run(model, data, out, recipe, options)
     emit(result, options["as_json"], _text(result))
     next_command("export", out, "-o", out.with_name(out.name + ".onnx"))
+
+
+def _announce_memory(model: str, recipe: Recipe, out: Path | None, options: dict[str, Any]) -> None:
+    with library_output():
+        from fimaq.toolchain.quantize import plan_untrained
+
+        plan = plan_untrained(model, recipe, options["device"], out or Path.cwd(), options["cache"])
+    for line in plan.lines():
+        note(line)
 
 
 def _resolved(options: dict[str, Any]) -> Recipe:
@@ -160,8 +177,9 @@ def _run(model: str, data: str, out: Path, recipe: Recipe, options: dict[str, An
             resume=options["resume"],
             force=options["force"],
             labels=options["labels"],
+            cache=options["cache"],
         )
-        result: dict[str, Any] = quantize(request, progress=progress())
+        result: dict[str, Any] = quantize(request, progress=progress(), announce=note)
     return result
 
 

@@ -18,7 +18,8 @@ def test_the_presets_are_those_documented():
     paper = ["paper-w3a3", "paper-w4a4", "paper-w6a6"]
     deploy = ["deploy-w3a3", "deploy-w4a4", "deploy-w4a8", "deploy-w6a6", "deploy-w8a8"]
     fast = ["fast", "fast-w3a3", "fast-w4a4", "fast-w6a6", "fast-w8a8"]
-    assert sorted(PRESETS) == sorted(paper + deploy + fast)
+    symmetric = ["symmetric-w4a8", "symmetric-w8a8"]
+    assert sorted(PRESETS) == sorted(paper + deploy + fast + symmetric)
     assert DEFAULT_RECIPE in PRESETS
 
 
@@ -30,6 +31,8 @@ def test_a_preset_has_the_bits_and_scales_of_its_name(preset):
     assert f"w{loaded.weights.bits}a{loaded.activations.bits}" == (bits or "w4a4")
     scales = loaded.activations.granularity, loaded.activations.matmul_granularity
     assert scales == (("token", "head-token") if kind == "paper" else ("tensor", "tensor"))
+    assert loaded.weights.symmetric == (kind == "symmetric")
+    assert loaded.activations.symmetric == (preset == "symmetric-w8a8")
     published = loaded.reconstruct.iterations == 20_000 and loaded.reconstruct.samples == 1024
     assert published == (kind != "fast")
 

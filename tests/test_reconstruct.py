@@ -32,11 +32,13 @@ from fimaq.toolchain.reconstruct import objective as objectives
 from fimaq.toolchain.reconstruct import reconstruct
 from fimaq.toolchain.reconstruct import run as running
 from fimaq.toolchain.reconstruct.block import reconstruct_block
-from fimaq.toolchain.reconstruct.cache import BlockCache
+from fimaq.toolchain.reconstruct.cache import BlockCache, BlockInputs
 from fimaq.toolchain.reconstruct.objective import FisherObjective, HeadObjective
 from fimaq.toolchain.reconstruct.precision import matmul_precision
 from fimaq.toolchain.reconstruct.probe import probe
 from fimaq.toolchain.reconstruct.schedule import probe_steps, rounding_beta
+from fimaq.toolchain.reconstruct.stopwatch import Stopwatch
+from fimaq.toolchain.reconstruct.store import RamStore
 from fimaq.toolchain.reconstruct.streams import seed_at
 from fimaq.toolchain.run_folder import run_tensors
 from fimaq.toolchain.spec import QuantSpec
@@ -97,7 +99,24 @@ def calibrated(settings: Recipe, depth: int = 2) -> QuantModel:
 def finished(
     model: QuantModel, settings: Recipe, checkpoint: Checkpoint, log: Callable = lambda row: None
 ) -> list[dict]:
-    return reconstruct(model, noise(IMAGES, 3, 8, 8), settings, NullProgress(), log, checkpoint)
+    return run_blocks(model, noise(IMAGES, 3, 8, 8), settings, checkpoint, log)
+
+
+def run_blocks(
+    model: QuantModel, images: Tensor, settings: Recipe, checkpoint: Checkpoint, log: Callable = lambda row: None
+) -> list[dict]:
+    return reconstruct(model, BlockInputs(images, images), settings, NullProgress(), log, checkpoint, RamStore())
+
+
+class DoubleStore:
+    """Keeps probes in float64, for oracles in float64."""
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64)
+
+
+def watch() -> Stopwatch:
+    return Stopwatch(torch.device("cpu"))
 
 
 def weights_of(model: QuantModel) -> dict[str, tuple[QuantLinear | QuantConv2d, Any]]:
@@ -205,7 +224,7 @@ def test_a_probe_is_the_error_and_the_gradient_of_the_divergence():
         return tail(z).mean(1)
 
     logits = to_logits(target).detach()
-    error, gradient = probe(block, to_logits, clean, target, logits, temperature)
+    error, gradient = probe(block, to_logits, clean, target, logits, temperature, DoubleStore())
     with torch.no_grad():
         quantized = block(clean)
         torch.testing.assert_close(error, (quantized - target).flatten(1), rtol=0, atol=0)
@@ -233,7 +252,7 @@ def test_an_exact_block_has_no_error_and_no_gradient():
     x = noise(3, 6).double()
     with torch.no_grad():
         target = block(x)
-        error, gradient = probe(block, tail, x, target, tail(target), 20.0)
+        error, gradient = probe(block, tail, x, target, tail(target), 20.0, DoubleStore())
     assert not error.any()
     assert gradient.abs().max() < 1e-15
 
@@ -251,7 +270,7 @@ def test_the_fisher_objective_probes_when_due_on_the_first_images():
     torch.manual_seed(0)
     tail, seen = nn.Linear(4, 5), []
     cache = BlockCache(noise(6, 4), noise(6, 4, seed=1), noise(6, 4, seed=2))
-    objective = FisherObjective(settings, tail, tail(cache.target[:3]).detach())
+    objective = FisherObjective(settings, tail, tail(cache.target[:3]).detach(), RamStore(), watch())
 
     def block(x: Tensor) -> Tensor:
         seen.append(x)
@@ -276,7 +295,7 @@ def test_the_fisher_objective_has_the_recipes_weights_and_temperature(fisher):
     tail = nn.Linear(4, 5).double()
     clean, target, first, second = (noise(6, 4, seed=seed).double() for seed in range(4))
     logits = tail(target).detach()
-    objective = FisherObjective(settings, tail, logits)
+    objective = FisherObjective(settings, tail, logits, DoubleStore(), watch())
     objective.before_step(0, lambda x: 1.1 * x, BlockCache(clean, clean, target))
     numbers = torch.arange(6)
     objective.loss(target + first, target, numbers)
@@ -690,8 +709,8 @@ def test_the_tail_of_a_probe_is_float_and_the_block_is_not(checkpoint, monkeypat
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     original = objectives.probe
 
-    def spy(block: Any, tail: Any, clean: Tensor, target: Tensor, logits: Tensor, temperature: float) -> Any:
-        error, gradient = original(block, tail, clean, target, logits, temperature)
+    def spy(block: Any, tail: Any, clean: Tensor, target: Tensor, logits: Tensor, *how: Any) -> Any:
+        error, gradient = original(block, tail, clean, target, logits, *how)
         with torch.no_grad():
             seen.append((clean, target, tail(target), error))
         torch.testing.assert_close(logits, float_outputs[-1], rtol=1e-4, atol=1e-5)  # float32, batches of other sizes
@@ -725,7 +744,7 @@ def test_the_head_is_held_to_the_divergence_of_its_logits(checkpoint):
         soft = head.weight.clamp(low, high)
         output = F.linear(head.input_quantizer(read), soft, head.bias)
         wanted = F.kl_div(output.log_softmax(-1), logits.softmax(-1), reduction="batchmean")
-    row = reconstruct(model, images, settings, NullProgress(), lambda row: None, checkpoint)[-1]
+    row = run_blocks(model, images, settings, checkpoint)[-1]
     assert row["name"] == "head"
     assert row["loss_first"] == pytest.approx(float(wanted), rel=1e-3)  # float32 logits, alpha through a logarithm
     assert row["loss_first"] > 0
@@ -767,7 +786,7 @@ def test_reconstruction_helps_on_images_it_has_not_seen(name, checkpoint):
         with torch.no_grad():
             expected = model(unseen)
         calibrate(model, seen[:16], settings, NullProgress())
-        reconstruct(model, seen, settings, NullProgress(), lambda row: None, checkpoint)
+        run_blocks(model, seen, settings, checkpoint)
         checkpoint.discard()
         checkpoint.folder.mkdir()
         with torch.no_grad():

@@ -8,19 +8,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from .artifact import MANIFEST
 from .errors import InputError
+from .files import write_whole
 
 IDENTITY = "identity.json"
+
+CACHE_SUFFIX = ".cache"
+"""Of files that a run keeps here while it lives."""
 
 
 @final
@@ -61,7 +68,11 @@ class Checkpoint:
         temporary = path.with_suffix(".tmp")
         try:
             metadata = {"row": json.dumps(finished.row), "log": json.dumps(finished.log)}
-            save_file(dict(finished.tensors), temporary, metadata)
+            content = save(dict(finished.tensors), metadata)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -70,7 +81,10 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove everything: the run is written, or starts anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        aside = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(4)}.tmp")
+        with suppress(OSError):  # there is none
+            self.folder.rename(aside)  # at once, so that a kill never leaves a part of it under its name
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _path(self, block: str) -> Path:
         return self.folder / f"{block}.safetensors"
@@ -78,11 +92,14 @@ class Checkpoint:
 
 def require_unfinished(run: Path) -> None:
     """Raise InputError where there is no unfinished run of ``run`` to go on with."""
-    if not (_folder(run) / IDENTITY).is_file():
+    if not (unfinished_folder(run) / IDENTITY).is_file():
+        if (run / MANIFEST).is_file():
+            raise InputError(f"run {run} is finished: there is nothing to resume. Go on with `fimaq-tool export`.")
         raise InputError(f"there is no unfinished run of {run} to resume. Quantize again without --resume.")
 
 
-def _folder(run: Path) -> Path:
+def unfinished_folder(run: Path) -> Path:
+    """Where what is finished of ``run`` is kept, and its caches on disk."""
     run = run.resolve()
     return run.with_name(f".{run.name}.unfinished")
 
@@ -93,10 +110,11 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
     Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity; and
     without, where finished blocks would be lost, unless ``force``.
     """
-    checkpoint = Checkpoint(_folder(run))
+    checkpoint = Checkpoint(unfinished_folder(run))
     path = checkpoint.folder / IDENTITY
     if resume:
         require_unfinished(run)
+        _remove_unfinished_files(checkpoint.folder)
         begun = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(identity))
         if changed := _differences(begun, wanted):
@@ -112,10 +130,16 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
     checkpoint.discard()
     try:
         checkpoint.folder.mkdir(parents=True)
-        path.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{checkpoint.folder} cannot be written ({error}). Give a writable -o.") from error
+    write_whole(path, json.dumps(identity, indent=1).encode())
     return checkpoint
+
+
+def _remove_unfinished_files(folder: Path) -> None:
+    """What a kill left between a file's first byte and its name, and of caches where files cannot do without one."""
+    for path in (*folder.glob("*.tmp"), *folder.glob(f"*{CACHE_SUFFIX}")):
+        path.unlink(missing_ok=True)
 
 
 def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -62,6 +63,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(*outputs: Path) -> None:
+    """Remove temporary folders and files that a killed process left of ``outputs``, which nobody writes now.
+
+    What was kept aside while an output was being replaced takes its name again where the new one did not.
+    """
+    for out in outputs:
+        pattern = re.compile(rf"\.?{re.escape(out.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+        for path in out.parent.glob("*") if out.parent.is_dir() else ():
+            if found := pattern.fullmatch(path.name):
+                if found[1] == "old" and not out.exists():
+                    path.rename(out)
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _synchronise(path: Path) -> None:

@@ -64,6 +64,16 @@ def load_float(name: str, weights: Path | None = None) -> FloatModel:
     return _describe(name, timm_name, module, kwargs)
 
 
+def untrained(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The architecture of a model with random weights, and its input size ``(3, h, w)``. Raises as ``load_float``."""
+    demo = DEMO_MODELS.get(name)
+    timm_name, kwargs = (demo.timm_name, dict(demo.kwargs)) if demo else (name, {})
+    module = _create(timm_name, kwargs, demo.pretrained_cfg if demo else None, pretrained=False)
+    _require_classifier(name, module)
+    size = tuple(int(side) for side in resolve_model_data_config(module)["input_size"])
+    return module, (size[0], size[1], size[2])
+
+
 def require_quantizable(name: str) -> None:
     """Refuse a model whose architecture cannot be quantized, before its weights are fetched.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,16 +20,21 @@ from .allocator import keep_freed_memory
 from .artifact import Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
-from .checkpoint import Checkpoint, open_checkpoint, require_unfinished
+from .checkpoint import Checkpoint, open_checkpoint, require_unfinished, unfinished_folder
 from .data import ImageSet, calibration_sample, open_dataset
 from .environment import environment
 from .errors import EnvironmentProblem, InputError
 from .families import QuantModel, wrap
-from .model import FloatModel, load_float, require_quantizable
+from .files import remove_leftovers
+from .model import FloatModel, load_float, require_quantizable, untrained
 from .preprocess import Preprocessing
 from .progress import NullProgress, Progress
 from .recipe import Recipe
 from .reconstruct import reconstruct
+from .reconstruct.cache import BlockInputs
+from .reconstruct.estimate import estimate_memory
+from .reconstruct.place import CacheChoice, CachePlan, plan_caches
+from .reconstruct.store import Store, make_store
 from .run_folder import layer_rows, run_tensors
 from .runtime import usable_cores
 
@@ -52,35 +58,56 @@ class QuantizeRequest:
     force: bool = False
     labels: Path | None = None
     resume: bool = False
+    cache: CacheChoice = "auto"
 
 
-def quantize(request: QuantizeRequest, progress: Progress | None = None) -> dict[str, Any]:
+def quantize(
+    request: QuantizeRequest, progress: Progress | None = None, announce: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Quantize and write the run folder; returns the JSON object of the command line.
 
-    Raises InputError for a model, weights, data folder or output that cannot be used, and EnvironmentProblem for a
-    device that is not there; then nothing is written.
+    ``announce`` is told what will be taken of memory and disk, before it is. Raises InputError for a model, weights,
+    data folder or output that cannot be used, and EnvironmentProblem for a device that is not there and for caches that
+    do not fit; then nothing is written.
     """
     progress = progress or NullProgress()
     began = time.monotonic()
     keep_freed_memory()
     recipe = request.recipe
-    check_destination(request.out, request.force)
+    remove_leftovers(request.out.resolve(), unfinished_folder(request.out))
     if request.resume:
         require_unfinished(request.out)
+    # An unfinished run was begun with --force, or killed between its last write and its clearing up.
+    replace = request.force or request.resume
+    check_destination(request.out, replace)
     device = pick_device(request.device)
     require_quantizable(request.model)
     loaded = load_float(request.model, request.weights)
     images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
     _refuse_splits(images)
     images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
-    model = wrap(loaded.module.to(device), loaded.input_size)
-    arrays = load_images(images, loaded.preprocessing, recipe, progress).to(device)
+    model = wrap(loaded.module, loaded.input_size)
+    estimate = estimate_memory(model, loaded.input_size, recipe, len(images))
+    plan = plan_caches(request.cache, estimate, device, unfinished_folder(request.out))
+    for line in plan.lines():
+        announce(line)
+    model.to(device)
     checkpoint = open_checkpoint(request.out, _identity(loaded, images, recipe, device), request.resume, request.force)
+    store = make_store(plan.place, device, checkpoint.folder)
+    try:
+        arrays = load_images(images, loaded.preprocessing, recipe, progress, store)
+    except InputError:
+        if not request.resume:
+            checkpoint.discard()
+        raise
+    inputs = BlockInputs(arrays, arrays)
+    del arrays  # the images are freed once they are behind the first block
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        seconds, blocks = _run(model, arrays, recipe, progress, log, began, checkpoint)
+        log.write(json.dumps(plan.row()) + "\n")
+        seconds, blocks = _run(model, inputs, recipe, progress, log, began, checkpoint, store)
         log.seek(0)
         manifest = _manifest(request, loaded, model, images, blocks, seconds, str(device))
-        artifact = Artifact(manifest, run_tensors(model)).save(request.out, request.force, {LOG: log.read().encode()})
+        artifact = Artifact(manifest, run_tensors(model)).save(request.out, replace, {LOG: log.read().encode()})
     checkpoint.discard()
     return {
         "run": str(request.out),
@@ -108,8 +135,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_images(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, progress: Progress) -> Tensor:
-    """Calibration images as float32 ``[n, 3, h, w]``, augmented if the recipe says so, decoded on all cores."""
+def plan_untrained(name: str, recipe: Recipe, device: str, out: Path, cache: CacheChoice = "auto") -> CachePlan:
+    """What quantizing would take and where its caches would go, without weights and images. Raises as ``quantize``."""
+    module, input_size = untrained(name)
+    model = wrap(module, input_size)
+    estimate = estimate_memory(model, input_size, recipe, _wanted_images(recipe))
+    return plan_caches(cache, estimate, pick_device(device), out)
+
+
+def load_images(
+    images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, progress: Progress, store: Store
+) -> Tensor:
+    """Calibration images as float32 ``[n, 3, h, w]`` in ``store``, augmented if the recipe says so.
+
+    Decoded on all cores.
+    """
 
     def one(index: int) -> np.ndarray:
         image = images.load(index)
@@ -118,12 +158,12 @@ def load_images(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, 
             return preprocessing.normalize(crop)
         return preprocessing.apply(image)
 
-    out = np.empty((len(images), 3, preprocessing.height, preprocessing.width), np.float32)
+    out = store.empty(len(images), 3, preprocessing.height, preprocessing.width)
     with ThreadPoolExecutor(usable_cores()) as pool, progress.task("load images", len(images)) as task:
         for row, array in enumerate(pool.map(one, range(len(images)))):
-            out[row] = array
+            out[row] = torch.from_numpy(array)
             task.advance()
-    return torch.from_numpy(out)
+    return out
 
 
 def _refuse_splits(images: ImageSet) -> None:
@@ -144,12 +184,13 @@ def _wanted_images(recipe: Recipe) -> int:
 
 def _run(
     model: QuantModel,
-    images: Tensor,
+    inputs: BlockInputs,
     recipe: Recipe,
     progress: Progress,
     file: IO[str],
     began: float,
     checkpoint: Checkpoint,
+    store: Store,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Calibrate and reconstruct; returns seconds by part and a row per block."""
 
@@ -157,9 +198,11 @@ def _run(
         file.write(json.dumps(row) + "\n")
 
     start = time.monotonic()
-    calibrate(model, images[: recipe.calibrate.samples], recipe, progress)
+    device = next(model.parameters()).device
+    calibrate(model, inputs.clean[: recipe.calibrate.samples].to(device), recipe, progress)
     middle = time.monotonic()
-    blocks = reconstruct(model, images[: recipe.reconstruct.samples], recipe, progress, log, checkpoint)
+    inputs.clean = inputs.quant = inputs.clean[: recipe.reconstruct.samples]
+    blocks = reconstruct(model, inputs, recipe, progress, log, checkpoint, store)
     _check_finite(model)
     spent = sum(row["seconds"] for row in blocks)  # of all attempts, where the run was resumed
     seconds = {"calibrate": middle - start, "reconstruct": spent, "total": middle - began + spent}

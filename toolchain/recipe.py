@@ -33,21 +33,26 @@ PRESETS: tuple[str, ...] = tuple(sorted(path.stem for path in RECIPES.glob("*.to
 @final
 @dataclass(frozen=True)
 class WeightConfig(Checked):
-    """Weights: one asymmetric grid per output channel."""
+    """Weights: one grid per output channel; ``symmetric`` fixes the zero point at the middle code."""
 
     table: ClassVar[str] = "weights"
     bits: Bits
+    symmetric: bool = False
 
 
 @final
 @dataclass(frozen=True)
 class ActivationConfig(Checked):
-    """Activations: bits, and the axes of linear inputs and matmul operands that keep a learned scale of their own."""
+    """Activations: bits, and the axes of linear inputs and matmul operands that keep a learned scale of their own.
+
+    ``symmetric`` fixes the zero points at the middle code.
+    """
 
     table: ClassVar[str] = "activations"
     bits: Bits
     granularity: InputGranularity = "tensor"
     matmul_granularity: MatmulGranularity = "tensor"
+    symmetric: bool = False
 
 
 @final

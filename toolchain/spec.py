@@ -31,10 +31,14 @@ MIN_BITS, MAX_BITS = 2, 8
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Bit-width (2..8) and granularity of one quantizer; codes are unsigned."""
+    """Bit-width (2..8) and granularity of one quantizer; codes are unsigned.
+
+    ``symmetric`` fixes the zero point at the middle code ``2**(bits - 1)``: as a signed integer it is 0.
+    """
 
     bits: int
     granularity: Granularity = "tensor"
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for a bit-width or granularity that has no grid."""

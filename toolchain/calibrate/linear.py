@@ -50,10 +50,12 @@ def search_linear(
     between input and weight, each judged by the layer's output error given the other, rows weighed by ``row_weights``,
     and end early when nothing moves.
     """
-    options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax)
+    options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax, weight_spec.symmetric)
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     weight_grid = _best_weight(weight, identity, identity, options, weight_spec.qmax)
-    input_options = candidate_grids(rows.reshape(1, -1), INPUT_QUANTILE, candidates, input_spec.qmax)
+    input_options = candidate_grids(
+        rows.reshape(1, -1), INPUT_QUANTILE, candidates, input_spec.qmax, input_spec.symmetric
+    )
     input_grids = [(s, z) for s, z in zip(input_options[0][:, 0], input_options[1][:, 0], strict=True)]
     if start is not None:
         input_grids.append(start)
@@ -116,7 +118,7 @@ def search_channels(
 ) -> tuple[Float[Tensor, "i"], Float[Tensor, "i"]]:
     """One grid per input channel by the channel's own error: the start of the LayerNorm re-parameterisation."""
     columns = rows[:: max(1, len(rows) // INPUT_ROWS)].T.contiguous()
-    scales, zeros = candidate_grids(columns, INPUT_QUANTILE, candidates, spec.qmax)
+    scales, zeros = candidate_grids(columns, INPUT_QUANTILE, candidates, spec.qmax, spec.symmetric)
     errors = torch.stack(
         [
             (fake_quantize(columns, (scale[:, None], zero[:, None]), spec.qmax) - columns).square().sum(1)

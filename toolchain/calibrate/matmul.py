@@ -27,7 +27,7 @@ def search_matmul(
     given the other. ``b`` is as multiplied (a key already transposed).
     """
     per_head = spec.granularity != "tensor"
-    options_a, options_b = (_options(x, per_head, candidates, spec.qmax) for x in (a, b))
+    options_a, options_b = (_options(x, per_head, candidates, spec) for x in (a, b))
     grid_a, grid_b = (
         _pick(options, torch.zeros_like(options[0][0], dtype=torch.long)) for options in (options_a, options_b)
     )
@@ -41,9 +41,9 @@ def search_matmul(
     return (grid_a[0].reshape(()), grid_a[1].reshape(())), (grid_b[0].reshape(()), grid_b[1].reshape(()))
 
 
-def _options(x: Tensor, per_head: bool, candidates: int, qmax: int) -> Grid:
+def _options(x: Tensor, per_head: bool, candidates: int, spec: QuantSpec) -> Grid:
     groups = x.transpose(0, 1).flatten(1) if per_head else x.reshape(1, -1)
-    return candidate_grids(groups, OPERAND_QUANTILE, candidates, qmax)
+    return candidate_grids(groups, OPERAND_QUANTILE, candidates, spec.qmax, spec.symmetric)
 
 
 def _pick(options: Grid, best: Tensor) -> Grid:

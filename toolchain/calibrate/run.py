@@ -63,7 +63,7 @@ def _fold_norms(
     seen, _ = _observe(block, fed, x, generator)
     names = {layer: name for name, layer in fed.items()}
     starts: dict[nn.Module, Grid] = {}
-    spec = QuantSpec(recipe.activations.bits)
+    spec = QuantSpec(recipe.activations.bits, symmetric=recipe.activations.symmetric)
     for norm, linear in block.norm_pairs:
         assert isinstance(linear, QuantLinear)
         rows = torch.cat(seen[names[linear]].rows)
@@ -78,14 +78,15 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
     assert layer.weight is not None
     is_conv = isinstance(layer, QuantConv2d)
     bits = recipe.first_conv_input_bits if is_conv else recipe.activations.bits
-    weight_spec = QuantSpec(recipe.weights.bits, "channel")
+    weight_spec = QuantSpec(recipe.weights.bits, "channel", recipe.weights.symmetric)
+    input_spec = QuantSpec(bits, "tensor", recipe.activations.symmetric)
     by_token = recipe.activations.granularity == "token" and not is_conv and len(seen.shape) > 2
     rows = torch.cat(seen.rows)
     weight = layer.weight.detach().flatten(1)
     if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; each is judged on those of all
         rows = rows.reshape(len(rows) * layer.groups, -1)
     (scale, zero), (in_scale, in_zero) = search_linear(
-        weight, rows, weight_spec, QuantSpec(bits), recipe.calibrate.candidates, recipe.calibrate.rounds, start
+        weight, rows, weight_spec, input_spec, recipe.calibrate.candidates, recipe.calibrate.rounds, start
     )
     ones = [1] * (layer.weight.ndim - 1)
     layer.weight_quantizer = UniformQuantizer(weight_spec, scale.view(-1, *ones), zero.view(-1, *ones))
@@ -96,7 +97,7 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
 
 def _calibrate_matmul(layer: QuantMatMul, seen: Observed, recipe: Recipe) -> None:
     granularity = recipe.activations.matmul_granularity
-    spec = QuantSpec(recipe.activations.bits, granularity)
+    spec = QuantSpec(recipe.activations.bits, granularity, recipe.activations.symmetric)
     a, b = torch.cat(seen.a), torch.cat(seen.b)
     grids = search_matmul(a, b, spec, recipe.calibrate.candidates, recipe.calibrate.rounds)
     tokens = (a.shape[-2], b.shape[-1] if layer.transpose_b else b.shape[-2])

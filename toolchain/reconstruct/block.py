@@ -7,18 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from ..calibrate.candidates import SMALLEST_SCALE
 from ..nn import QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Task
 from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, random_mask, without_drop
 from ..recipe import Recipe
 from .cache import BlockCache
 from .objective import Objective
+from .optimizer import BlockOptimizer
 from .precision import matmul_precision
 from .schedule import rounding_beta
-from .streams import seed_at
+from .streams import draw_batch, seed_at
 
 LOG_EVERY = 50
 """Steps between two log lines."""
@@ -41,17 +42,13 @@ def reconstruct_block(
     (QDrop). Adam throughout; scales follow a cosine to 0; zero points stay.
     """
     config = recipe.reconstruct
-    device = cache.target.device
+    device = _device(layers)
     generator = torch.Generator(device)
     with (
         matmul_precision(config.matmul_precision),
-        _learning(layers, config.drop_inside, generator) as (weights, drops),
+        learning(layers, config.drop_inside, generator) as (weights, drops),
     ):
-        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam([w.alpha for w in weights], lr=config.alpha_lr)]
-        schedules = []
-        if config.scale_lr > 0:
-            optimizers.append(torch.optim.Adam([drop.quantizer.scale for drop in drops], lr=config.scale_lr))
-            schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=config.iterations))
+        optimizer = BlockOptimizer(weights, drops, config)
         losses = torch.zeros(config.iterations, device=device)
         for step in range(config.iterations):
             with without_drop(drops):
@@ -59,19 +56,12 @@ def reconstruct_block(
             if note is not None:
                 log({"event": "fallback", "block": name, "step": step, "reason": note})
             seed_at(generator, recipe.seed, name, step)
-            loss = objective.loss(*_batch(module, cache, config.batch_size, config.quantized_input, generator))
+            images = draw_batch(generator, len(cache.target), config.batch_size)
+            output, target = mixed_output(module, cache, images, config.quantized_input, generator)
+            loss = objective.loss(output, target, images)
             losses[step] = loss.detach()
             beta = rounding_beta(step, config)
-            if beta is not None and config.round_weight > 0:
-                loss = loss + config.round_weight * torch.stack([w.regularizer(beta) for w in weights]).sum()
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            for schedule in schedules:
-                schedule.step()
-            _keep_positive(drops)
+            optimizer.step(loss, beta)
             task.advance(1, block=name)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
                 log({"event": "step", "block": name, "step": step + 1, "loss": float(losses[step]), "beta": beta})
@@ -79,26 +69,27 @@ def reconstruct_block(
     return float(losses[:tenth].mean()), float(losses[-tenth:].mean())
 
 
-@torch.no_grad()
-def _keep_positive(drops: list[DropQuantizer]) -> None:
-    """A step larger than a scale must not carry it past zero, where there is no grid."""
-    for drop in drops:
-        drop.quantizer.scale.clamp_(min=SMALLEST_SCALE)
+def _device(layers: dict[str, QuantLayer]) -> torch.device:
+    """Where the block computes."""
+    layer = next(iter(layers.values()))
+    return getattr(layer, quantizer_slots(layer)[0]).scale.device
 
 
-def _batch(
-    module: Callable[[Tensor], Tensor], cache: BlockCache, size: int, quantized_input: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, target and image numbers of one random batch with its inputs mixed."""
-    device = cache.target.device
-    batch = torch.randint(len(cache.target), (size,), device=device, generator=generator)
-    clean = cache.clean_in[batch]
-    x = torch.lerp(clean, cache.quant_in[batch], random_mask(clean.shape, quantized_input, generator))
-    return module(x), cache.target[batch], batch
+def mixed_output(
+    module: Callable[[Tensor], Tensor],
+    cache: BlockCache,
+    images: Int[Tensor, "b"],
+    quantized_input: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Output for ``images`` whose inputs mix the quantized and the float prefix element by element, and target."""
+    clean, quant, target = cache.batch(images)
+    x = torch.lerp(clean, quant, random_mask(clean.shape, quantized_input, generator))
+    return module(x), target
 
 
 @contextmanager
-def _learning(
+def learning(
     layers: dict[str, QuantLayer], drop: float, generator: torch.Generator
 ) -> Iterator[tuple[list[AdaRoundWeight], list[DropQuantizer]]]:
     """Put learnable quantizers into the layers; on leaving, weights become codes and scales stay as learned."""

@@ -14,6 +14,8 @@ from ..recipe import Recipe
 from .cache import BlockCache
 from .probe import probe
 from .schedule import probe_steps
+from .stopwatch import Stopwatch
+from .store import Store
 
 
 class Objective(Protocol):
@@ -43,13 +45,23 @@ class HeadObjective:
 class FisherObjective:
     """The recipe's Fisher approximation at a block's output, probed on the first ``len(logits)`` cached images.
 
-    ``tail`` is the float network after the block; ``logits`` the float model's for those images.
+    ``tail`` is the float network after the block; ``logits`` the float model's for those images. What a probe finds is
+    kept in ``store`` while it is learned from.
     """
 
-    def __init__(self, recipe: Recipe, tail: Callable[[Tensor], Tensor], logits: Float[Tensor, "n classes"]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tail: Callable[[Tensor], Tensor],
+        logits: Float[Tensor, "n classes"],
+        store: Store,
+        watch: Stopwatch,
+    ) -> None:
         self.temperature = recipe.fisher.temperature
         self.tail = tail
         self.logits = logits
+        self.store = store
+        self.watch = watch
         self.fisher = make_fisher(recipe.fisher.kind, p1=recipe.fisher.p1, p2=recipe.fisher.p2)
         self.steps = set(probe_steps(recipe.fisher, self.fisher.needs_probes, recipe.reconstruct.iterations))
 
@@ -58,8 +70,10 @@ class FisherObjective:
         if step not in self.steps:
             return None
         n = len(self.logits)
-        error, gradient = probe(block, self.tail, cache.clean_in[:n], cache.target[:n], self.logits, self.temperature)
-        self.fisher.update(error, gradient, torch.arange(n, device=error.device))
+        with self.watch.timing("probes"):
+            clean, target = cache.clean_in[:n], cache.target[:n]
+            error, gradient = probe(block, self.tail, clean, target, self.logits, self.temperature, self.store)
+            self.fisher.update(error, gradient, torch.arange(n, device=error.device))
         return self.fisher.fallback
 
     def loss(self, output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], batch: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..fisher import kl_divergence
+from .store import Store
 
 CHUNK = 32
 """Images a forward and backward through the rest of the network."""
@@ -21,20 +22,25 @@ def probe(
     target: Float[Tensor, "n ..."],
     logits: Float[Tensor, "n classes"],
     temperature: float,
+    store: Store,
 ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n a"]]:
-    """Error ``e_n = z_q - z`` and gradient ``g_n = d KL(p || q) / d z_q`` for each image.
+    """Error ``e_n = z_q - z`` and gradient ``g_n = d KL(p || q) / d z_q`` for each image, in ``store``.
 
     ``block`` is the block as quantized now, fed with its float input; ``tail`` is the float network after it (only that
-    part runs); ``logits`` are the float model's for the same images.
+    part runs); ``logits`` are the float model's for the same images, on the device that computes.
     """
-    errors, gradients = [], []
-    for x, z, p in zip(clean_in.split(CHUNK), target.split(CHUNK), logits.split(CHUNK), strict=True):
+    n, a = len(target), target[0].numel()
+    errors, gradients = store.empty(n, a), store.empty(n, a)
+    for start in range(0, n, CHUNK):
+        part = slice(start, start + CHUNK)
+        p = logits[part]
+        x, z = clean_in[part].to(p.device), target[part].to(p.device)
         with torch.no_grad():
             quantized = block(x)
         leaf = quantized.detach().requires_grad_()
         with torch.enable_grad():
             divergence = kl_divergence(p, tail(leaf), temperature).sum()
         (gradient,) = torch.autograd.grad(divergence, leaf)
-        errors.append((quantized - z).flatten(1))
-        gradients.append(gradient.flatten(1))
-    return torch.cat(errors), torch.cat(gradients)
+        errors[part] = (quantized - z).flatten(1)
+        gradients[part] = gradient.flatten(1)
+    return errors, gradients

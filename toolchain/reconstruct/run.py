@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,71 +16,93 @@ from ..progress import Progress
 from ..recipe import Recipe
 from ..run_folder import layer_row, quantizer_tensors, restore_quantizers
 from .block import reconstruct_block, round_to_nearest
-from .cache import BlockCache
+from .cache import BlockCache, BlockInputs, advance
 from .fidelity import SAMPLE, grid_lines, snr_db
 from .objective import FisherObjective, HeadObjective, Objective
 from .peak_memory import PeakMemory
+from .stopwatch import Stopwatch
+from .store import DeviceStore, Store
+from .tail import tail_after
 
 Log = Callable[[dict[str, Any]], None]
 
 
 def reconstruct(
     model: QuantModel,
-    images: Tensor,
+    inputs: BlockInputs,
     recipe: Recipe,
     progress: Progress,
     log: Log,
     checkpoint: Checkpoint,
+    store: Store,
 ) -> list[dict[str, Any]]:
     """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
 
-    ``images`` is ``[n, 3, h, w]``, preprocessed; Fisher probes use the first ``recipe.fisher.samples`` of them. Three
-    caches advance with the blocks (float input, quantized input, target), so the cost of advancing is linear in depth;
-    a probe runs only the blocks behind its own. Blocks that ``checkpoint`` holds are taken from there, log lines and
-    all, and each finished one is put there. With 0 iterations weights are rounded to nearest.
+    ``inputs`` start as the images ``[n, 3, h, w]``, preprocessed, and end as the logits; Fisher probes use the first
+    ``recipe.fisher.samples`` of them. Three caches in ``store`` advance with the blocks (float input, quantized input,
+    target), so the cost of advancing is linear in depth; a probe runs only the blocks behind its own. Blocks that
+    ``checkpoint`` holds are taken from there, log lines and all, and each finished one is put there. With 0 iterations
+    weights are rounded to nearest.
     """
+    device = next(model.parameters()).device
     if recipe.reconstruct.iterations == 0:
-        return _rounded_to_nearest(model, images[:SAMPLE], log)
+        return _rounded_to_nearest(model, inputs.clean[:SAMPLE].to(device), log)
+    probes = store if device.type == "cpu" else DeviceStore(device)  # sums over images must not depend on the store
     rows = []
-    logits = _float_logits(model, images[: recipe.fisher.samples])
-    clean, quant = images, images
+    logits = _float_logits(model, inputs.clean[: recipe.fisher.samples], store, device)
     with progress.task("reconstruct", len(model.blocks) * recipe.reconstruct.iterations) as task:
         for number, block in enumerate(model.blocks):
-            began = time.monotonic()
-            memory = PeakMemory(images.device)
+            watch, memory = Stopwatch(device), PeakMemory(device)
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
-            with float_layers(layers.values()):
-                cache = BlockCache(clean, quant, run_block(block, clean))
+            with watch.timing("advance"), float_layers(layers.values()):
+                target = advance(block.module, inputs.clean, store, device)
             if (finished := checkpoint.load(block.name)) is None:
                 lines: list[dict[str, Any]] = []
                 objective: Objective = (
-                    HeadObjective() if block.kind == "head" else FisherObjective(recipe, _tail(model, number), logits)
+                    HeadObjective()
+                    if block.kind == "head"
+                    else FisherObjective(recipe, tail_after(model, number), logits, probes, watch)
                 )
-                snr_first = snr_db(run_block(block, quant[:SAMPLE]), cache.target[:SAMPLE])
-                first, last = reconstruct_block(
-                    block.name, block.module, layers, cache, objective, recipe, lines.append, task
-                )
-                lines += grid_lines(block, layers, clean)
-                clean, quant = cache.target, run_block(block, quant)
+                wanted = target[:SAMPLE].to(device)
+                snr_first = snr_db(run_block(block, inputs.quant[:SAMPLE].to(device)), wanted)
+                with watch.timing("steps"):
+                    cache = BlockCache(inputs.clean, inputs.quant, target)
+                    first, last = reconstruct_block(
+                        block.name, block.module, layers, cache, objective, recipe, lines.append, task
+                    )
+                    del cache
+                lines += grid_lines(block, layers, inputs.clean[:SAMPLE].to(device))
+                _advance_quantized(block, inputs, target, store, device, watch)
                 row = {
                     **_row(block),
                     "loss_first": first,
                     "loss_last": last,
                     "snr_db_first": snr_first,
-                    "snr_db_last": snr_db(quant[:SAMPLE], clean[:SAMPLE]),
-                    "seconds": round(time.monotonic() - began, 3),
+                    "snr_db_last": snr_db(inputs.quant[:SAMPLE].to(device), wanted),
+                    "seconds": round(sum((parts := watch.seconds()).values()), 3),
+                    "seconds_by_part": parts,
                     "peak_bytes": memory.bytes(),
                 }
                 finished = FinishedBlock(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
                 checkpoint.save(block.name, finished)
             else:
-                _restore(layers, finished, images.device)
-                clean, quant = cache.target, run_block(block, quant)
+                _restore(layers, finished, device)
+                _advance_quantized(block, inputs, target, store, device, watch)
                 task.advance(recipe.reconstruct.iterations, block=block.name)
+            del target
             rows.append(dict(finished.row))
             for line in finished.log:
                 log(line)
     return rows
+
+
+def _advance_quantized(
+    block: Block, inputs: BlockInputs, target: Tensor, store: Store, device: torch.device, watch: Stopwatch
+) -> None:
+    """Make ``inputs`` those of the next block: the target and what the block as it is now gives."""
+    inputs.clean = target
+    with watch.timing("advance"):
+        inputs.quant = advance(block.module, inputs.quant, store, device)
 
 
 def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: torch.device) -> None:
@@ -90,26 +111,12 @@ def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: tor
         layer.to(device)
 
 
-def _float_logits(model: QuantModel, images: Tensor) -> Tensor:
+def _float_logits(model: QuantModel, images: Tensor, store: Store, device: torch.device) -> Tensor:
     with float_layers(model.layers.values()):
         x = images
         for block in model.blocks:
-            x = run_block(block, x)
-        return x
-
-
-def _tail(model: QuantModel, number: int) -> Callable[[Tensor], Tensor]:
-    """The float network after block ``number``: block output to logits."""
-    blocks = model.blocks[number + 1 :]
-    layers = [model.layers[name] for block in blocks for name in model.block_layers[block.name]]
-
-    def run(x: Tensor) -> Tensor:
-        with float_layers(layers):
-            for block in blocks:
-                x = block.module(x)
-        return x
-
-    return run
+            x = advance(block.module, x, store, device)
+    return x.to(device)
 
 
 def _rounded_to_nearest(model: QuantModel, images: Tensor, log: Log) -> list[dict[str, Any]]:
@@ -138,5 +145,6 @@ def _row(block: Block) -> dict[str, Any]:
         "snr_db_first": None,
         "snr_db_last": None,
         "seconds": 0.0,
+        "seconds_by_part": None,
         "peak_bytes": None,
     }
