@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import socket
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.client import HTTPResponse
 from typing import Any
 
 import numpy as np
 
 PATIENCE = 60.0
+LENGTH, RETRY_AFTER = (re.compile(rb"(?i)\r\n%b: *(\d+)" % name) for name in (b"content-length", b"retry-after"))
 VISITORS = 256
 """Clients at most at the same time, four times as many as the server holds."""
 
@@ -28,6 +29,14 @@ def tensor_request(shape: list[int]) -> bytes:
     head = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
     return _request("/v2/models/model/infer", head + tensor, headers)
+
+
+def json_request(shape: list[int]) -> bytes:
+    """The same with the tensor and the answer in JSON, for servers that take no binary one."""
+    data = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).ravel().tolist()
+    item = {"name": "image", "datatype": "FP32", "shape": shape, "data": data}
+    body = json.dumps({"inputs": [item]}).encode()
+    return _request("/v2/models/model/infer", body, {"Content-Type": "application/json"})
 
 
 def upload_request(shape: list[int]) -> bytes:
@@ -52,7 +61,7 @@ def closed_loop(port: int, request: bytes, clients: int, seconds: float) -> dict
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             while (began := time.perf_counter()) < end:
                 connection.sendall(request)
-                status = _answer(connection).status
+                status, _ = _answer(connection)
                 if status != 200:
                     raise RuntimeError(f"a request was answered {status}")
                 times.append(time.perf_counter() - began)
@@ -69,7 +78,7 @@ def closed_loop(port: int, request: bytes, clients: int, seconds: float) -> dict
 
 
 def open_loop(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
-    """Clients that arrive by the clock; who gets a 503 comes back as often as it is told to, until the time is over.
+    """Clients arrive by the clock, each on a connection; who gets a 503 comes back as told, until the time is over.
 
     ``goodput`` is what was answered in that time, a second; the other figures count clients by their last answer.
     """
@@ -116,34 +125,45 @@ def on_core(core: int, work: Callable[..., dict[str, float]], *arguments: object
 
 def answers(port: int, request: bytes) -> bool:
     """Whether a server is there and answers a request with success."""
-    return _ask(port, request)[0] == 200
+    return _visit(port, request, end=0.0) == 200
 
 
 def _visit(port: int, request: bytes, end: float) -> int:
-    while True:
-        status, wait = _ask(port, request)
-        if status != 503 or time.perf_counter() + wait > end:
-            return status
-        time.sleep(wait)
-
-
-def _ask(port: int, request: bytes) -> tuple[int, float]:
-    """Status of one request over a connection of its own (0: no answer), and the seconds it was told to wait."""
+    """Status of the last answer (0: none) to a client that comes back, on its connection, until ``end``."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(request)
-            answer = _answer(connection)
-            return answer.status, float(answer.headers.get("Retry-After", "0"))
+            while True:
+                connection.sendall(request)
+                status, wait = _answer(connection)
+                if status != 503 or time.perf_counter() + wait > end:
+                    return status
+                time.sleep(wait)
     except OSError:
-        return 0, 0.0
+        return 0
 
 
-def _answer(connection: socket.socket) -> HTTPResponse:
-    """The answer that comes on a socket, read whole."""
-    answer = HTTPResponse(connection)
-    answer.begin()
-    answer.read()
-    return answer
+def _answer(connection: socket.socket) -> tuple[int, float]:
+    """Status of the answer that comes on a socket, and the seconds it tells to wait; its body is read to the end.
+
+    No more of HTTP than the servers here speak: a general client's time would be measured along with theirs.
+    """
+    came = b""
+    while b"\r\n\r\n" not in came:
+        came += _more(connection)
+    head, _, body = came.partition(b"\r\n\r\n")
+    wait = RETRY_AFTER.search(head)
+    if (length := LENGTH.search(head)) is None:
+        raise RuntimeError(f"an answer does not tell its length: {head!r}")
+    missing = int(length[1]) - len(body)
+    while missing > 0:
+        missing -= len(_more(connection))
+    return int(head[9:12]), float(wait[1]) if wait else 0.0
+
+
+def _more(connection: socket.socket) -> bytes:
+    if not (data := connection.recv(65536)):
+        raise ConnectionError("the server closed the connection before its answer was complete")
+    return data
 
 
 def _in_threads(work: Callable[[], Any], count: int) -> None:

@@ -1,11 +1,11 @@
 """The server against a plain ``session.run`` loop: throughput, its own overhead, and what overload leaves of it.
 
-    python benchmarks/serving.py MODEL.onnx [--seconds 5] [--rounds 3] [--others PYTHON] [--out RESULTS.jsonl]
+    python benchmarks/serving.py MODEL.onnx [--seconds 5] [--rounds 3] [--others PYTHON ...] [--out RESULTS.jsonl]
 
 The loop and the servers have core 0, one after the other within a round; the clients have core 1. Clients keep their
 connection, send one binary tensor of random numbers and, when they have the answer, the next. ``null`` is a model that
-computes next to nothing on images of the same size: what is left is the server's own work. ``--others`` is the Python
-of an environment with ``benchmarks/others/requirements.txt``, whose servers take part then.
+computes next to nothing on images of the same size: what is left is the server's own work. ``--others`` are the Pythons
+of environments with ``benchmarks/others/requirements*.txt`` (they cannot share one), whose servers take part then.
 
 Under overload clients arrive by the clock, four times as many as the server answered before; who is told to come back
 does so, after the time it was told. Linux, and two cores that nothing else uses.
@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from load import answers, closed_loop, on_core, open_loop, tensor_request, upload_request
+from load import answers, closed_loop, json_request, on_core, open_loop, tensor_request, upload_request
 from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
 
@@ -46,6 +46,8 @@ CLIENTS = (1, 8, 32)
 OVERLOAD = 4
 LONGEST_START = 60.0
 OTHERS = Path(__file__).parent / "others"
+OTHERS_REQUESTS = {"kserve": tensor_request, "litserve": upload_request, "mlserver": json_request}
+"""The servers of others, each a script in that folder, and the quickest kind of request it takes over HTTP."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,15 @@ def ours(model: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "fimaq.cli.main", "serve", str(model), *options]
 
 
-def contenders(python: str | None) -> list[Contender]:
-    """Ours, and the others where there is an environment that has them."""
+def contenders(pythons: list[str]) -> list[Contender]:
+    """Ours, and the others that there is an environment for."""
     found = [Contender("fimaq-tool", ours, tensor_request)]
-    if python is not None:
-        for name, request in (("kserve", tensor_request), ("litserve", upload_request)):
-            script = str(OTHERS / f"{name}_server.py")
-            found.append(
-                Contender(name, lambda model, port, script=script: [python, script, str(model), str(port)], request)
-            )
+    for python in pythons:
+        for name, request in OTHERS_REQUESTS.items():
+            absent = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+            if subprocess.run([python, "-c", absent]).returncode == 0:
+                start = [python, str(OTHERS / f"{name}_server.py")]
+                found.append(Contender(name, lambda model, port, start=start: [*start, str(model), str(port)], request))
     return found
 
 
@@ -169,7 +171,7 @@ def throughput(model: Path, found: list[Contender], seconds: float, rounds: int)
 
 def overload(model: Path, seconds: float) -> dict[str, Any]:
     """Goodput at four times the capacity, and memory: before, and its maxima in the second and the last third."""
-    contender = contenders(None)[0]
+    contender = contenders([])[0]
     request = contender.request(image_shape(model))
     samples: list[tuple[float, float]] = []
     over = threading.Event()
@@ -205,13 +207,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--overload-seconds", type=float, default=30.0)
-    parser.add_argument("--others", metavar="PYTHON", help="of an environment that has the servers of others")
+    parser.add_argument(
+        "--others", metavar="PYTHON", nargs="+", default=[], help="of environments that have servers of others"
+    )
     parser.add_argument("--out", type=Path, help="append one JSON line with everything")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = throughput(arguments.model, contenders(arguments.others), arguments.seconds, arguments.rounds)
         null = null_model(arguments.model, Path(folder))
-        rows += throughput(null, contenders(None), arguments.seconds, arguments.rounds)
+        rows += throughput(null, contenders([]), arguments.seconds, arguments.rounds)
     found = overload(arguments.model, arguments.overload_seconds)
     keys = ("model", "server", "clients", "loop", "rate", "ratio", "p50_ms", "p99_ms")
     print(tabulate([[row[key] for key in keys] for row in rows], keys, tablefmt="github", floatfmt=".2f"), "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+from fimaq.deploy.serve.describe import config_parameters
 from fimaq.deploy.serve.settings import Limits
 from fimaq.toolchain.errors import InputError, UsageError
 
@@ -18,7 +19,10 @@ DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "float64": "TYPE_F
 
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 
-THREADS = 'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{}" }} }}\n'
+PARAMETER = "parameters {{ key: {} value {{ string_value: {} }} }}\n"
+
+THREADS = "intra_op_thread_count"
+"""What the ONNX Runtime backend calls the threads of one run."""
 
 
 @final
@@ -76,7 +80,10 @@ class Triton:
         )
         if not fixed:
             config += fill("triton-batching.pbtxt", queue=limits.queue, microseconds=round(limits.seconds * 1e6))
-        return config + ("" if self.threads is None else THREADS.format(self.threads))
+        parameters = config_parameters(model.predictor, self.provider)
+        if self.threads is not None:
+            parameters[THREADS] = str(self.threads)
+        return config + "".join(PARAMETER.format(quoted(key), quoted(value)) for key, value in parameters.items())
 
 
 def quoted(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.evaluate.endpoint import BYTES, IMAGE_EXTENSION, PROVIDER, SHA256
 from fimaq.toolchain.evaluate.ort import CLASSES, PREPROCESSING
 
@@ -58,20 +59,9 @@ def _tensor(name: str, shape: list[int]) -> dict[str, Any]:
 
 
 def model_config(model: ServedModel, settings: Settings) -> dict[str, Any]:
-    """Triton's model configuration, as far as it means something here.
-
-    Its parameters carry what is needed to evaluate the model through the wire: the preprocessing, the classes, and
-    the hash of the file.
-    """
+    """Triton's model configuration, as far as it means something here."""
     predictor = model.predictor
-    parameters = {
-        PREPROCESSING: predictor.preprocessing.to_json(),
-        CLASSES: orjson.dumps(dict(predictor.classes)).decode(),
-        SHA256: predictor.sha256,
-        BYTES: str(predictor.bytes),
-        BITS: bits(predictor.metadata.get(LAYERS)),
-        PROVIDER: predictor.provider,
-    }
+    parameters = config_parameters(predictor, predictor.provider)
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -92,15 +82,36 @@ def model_config(model: ServedModel, settings: Settings) -> dict[str, Any]:
     }
 
 
+def config_parameters(predictor: OrtPredictor, provider: str) -> dict[str, str]:
+    """What a configuration's parameters carry, so that the model can be evaluated through the wire without its file."""
+    return {
+        PREPROCESSING: predictor.preprocessing.to_json(),
+        CLASSES: orjson.dumps(dict(predictor.classes)).decode(),
+        SHA256: predictor.sha256,
+        BYTES: str(predictor.bytes),
+        BITS: bits(predictor.metadata.get(LAYERS)),
+        PROVIDER: provider,
+    }
+
+
 def bits(layers: str | None) -> str:
-    """``W4/A4``, or ``W4/A4 (49 layers), W4/A8 (1)``; ``float`` where none is quantized."""
+    """``W4/A4``, or ``W4/A4 (49 layers), W4/A8 (1), A4 products (24)``; ``float`` where nothing is quantized.
+
+    Products of attention have no weights; they are left out where they have the bits of the only kind of layer.
+    """
     try:
         found = [(layer["weight_bits"], layer["activation_bits"]) for layer in orjson.loads(layers or "[]")]
     except (ValueError, TypeError, KeyError):
         return "unknown"
-    counts = Counter(f"W{weight}/A{activation}" for weight, activation in found if weight is not None)
-    (most, count), *others = counts.most_common() or [("float", 0)]
-    return ", ".join([f"{most} ({count} layers)", *(f"{pair} ({n})" for pair, n in others)]) if others else most
+    weighted = Counter((weight, activation) for weight, activation in found if weight is not None)
+    products = Counter(activation for weight, activation in found if weight is None)
+    if len(weighted) == 1 and not products.keys() - {activation for _, activation in weighted}:
+        ((weight, activation),) = weighted
+        return f"W{weight}/A{activation}"
+    kinds = [(f"W{weight}/A{activation}", count) for (weight, activation), count in weighted.most_common()]
+    kinds += [(f"A{activation} products", count) for activation, count in products.most_common()]
+    (most, count), *others = kinds or [("float", 0)]
+    return ", ".join([f"{most} ({count} layers)", *(f"{kind} ({n})" for kind, n in others)]) if count else most
 
 
 def statistics(models: list[ServedModel]) -> dict[str, Any]:

@@ -16,13 +16,11 @@ from fimaq.toolchain.allocator import keep_freed_buffers
 from fimaq.toolchain.errors import EnvironmentProblem
 
 from .rest.app import application
+from .rest.connection import Connection
 from .service import Service
 from .settings import Settings
 
 log = logging.getLogger(__name__)
-
-KEEP_ALIVE = 60
-"""Seconds an idle connection is kept; longer than most clients keep theirs, so that they are the ones to close it."""
 
 
 @final
@@ -84,12 +82,11 @@ def _web_config(app: object, settings: Settings) -> uvicorn.Config:
         app,  # type: ignore[arg-type]  # None where only the choice of event loop is asked for
         lifespan="off",
         ws="none",
-        http="h11",
+        http=Connection,  # type: ignore[arg-type]  # a BufferedProtocol, which event loops take as well
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.limits.seconds) + 1,
     )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from fimaq.toolchain.errors import FimaqError
 
@@ -12,19 +10,19 @@ from .batching import Answer
 from .errors import ClientGone, DeadlineExceeded, ModelFailed
 
 
-async def answered(
-    answer: asyncio.Future[Answer], deadline: float, disconnected: Coroutine[Any, Any, None] | None = None
-) -> Answer:
-    """The answer, if it comes before ``deadline`` (the loop's time) and before ``disconnected`` returns.
+async def answered(answer: asyncio.Future[Answer], deadline: float, lost: asyncio.Future[None] | None = None) -> Answer:
+    """The answer, if it comes before ``deadline`` (the loop's time) and before the client is ``lost``.
 
     Otherwise it is cancelled, so that the model does not work for nobody, and DeadlineExceeded or ClientGone is raised;
     ModelFailed for a model that cannot run.
     """
-    loop = asyncio.get_running_loop()
-    timer = loop.call_at(deadline, answer.cancel)
-    gone = None if disconnected is None else loop.create_task(disconnected)
-    if gone is not None:
-        gone.add_done_callback(lambda _: answer.cancel())
+
+    def take_back(_: asyncio.Future[None]) -> None:
+        answer.cancel()
+
+    timer = asyncio.get_running_loop().call_at(deadline, answer.cancel)
+    if lost is not None:
+        lost.add_done_callback(take_back)
     try:
         return await answer
     except FimaqError as error:
@@ -33,10 +31,10 @@ async def answered(
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # it is this request that is ended, not its answer
             raise
-        if gone is not None and gone.done():
+        if lost is not None and lost.done():
             raise ClientGone("the client closed the connection.") from None
         raise DeadlineExceeded("the answer was not there in time. Send it again later, or allow more time.") from None
     finally:
         timer.cancel()
-        if gone is not None:
-            gone.cancel()
+        if lost is not None:
+            lost.remove_done_callback(take_back)

@@ -1,7 +1,7 @@
 """Triton's repository, read by Triton's own parser, and models that Triton would compute otherwise."""
 
-import importlib.util
-from pathlib import Path
+import hashlib
+import json
 
 import numpy as np
 import onnx
@@ -50,24 +50,14 @@ def run(path, images, **options):
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-@pytest.fixture(scope="module")
-def model_config():
-    """Triton's own ModelConfig, without the client around it, which wants gRPC."""
-    (place,) = importlib.util.find_spec("tritonclient").submodule_search_locations
-    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place) / "grpc" / "model_config_pb2.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ModelConfig
-
-
 @pytest.fixture
-def read_config(model_config):
+def read_config(triton_model_config):
     """What Triton understands of a packaged model's config.pbtxt; fails where it understands nothing."""
 
     def read(folder):
         (path,) = folder.glob("*/config.pbtxt")
         return json_format.MessageToDict(
-            text_format.Parse(path.read_text(), model_config()), preserving_proto_field_name=True
+            text_format.Parse(path.read_text(), triton_model_config()), preserving_proto_field_name=True
         )
 
     return read
@@ -75,7 +65,18 @@ def read_config(model_config):
 
 def test_triton_reads_what_was_meant(model, tmp_path, read_config):
     package(model, tmp_path / "out", Triton())
-    assert read_config(tmp_path / "out") == {
+    config = read_config(tmp_path / "out")
+    carried = {item.key: item.value for item in onnx.load(model).metadata_props}
+    about = {key: value["string_value"] for key, value in config.pop("parameters").items()}
+    assert about == {
+        "fimaq.preprocessing": carried["fimaq.preprocessing"],
+        "fimaq.classes": json.dumps(json.loads(carried["fimaq.classes"]), separators=(",", ":")),
+        "fimaq.sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "fimaq.bytes": str(model.stat().st_size),
+        "fimaq.bits": "float",
+        "fimaq.provider": "cpu",
+    }
+    assert config == {
         "name": "tiny",
         "backend": "onnxruntime",
         "max_batch_size": 32,
@@ -104,7 +105,8 @@ def test_what_is_chosen_for_triton_is_in_the_config(model, tmp_path, read_config
     config = read_config(tmp_path / "out")
     assert config["max_batch_size"] == 5
     assert config["instance_group"] == [{"count": 3, "kind": "KIND_GPU"}]
-    assert config["parameters"] == {"intra_op_thread_count": {"string_value": "2"}}
+    assert config["parameters"]["intra_op_thread_count"] == {"string_value": "2"}
+    assert config["parameters"]["fimaq.provider"] == {"string_value": "cuda"}
 
 
 @pytest.mark.parametrize(("batch", "labelled"), [(1, True), (4, False)])
@@ -144,8 +146,8 @@ def test_there_is_a_label_on_a_line_of_its_own_for_each_logit(onnx_file, tmp_pat
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_name_of_a_tensor_survives_quoting(model_config, text):
-    assert text_format.Parse(f"name: {quoted(text)}", model_config()).name == text
+def test_any_name_of_a_tensor_survives_quoting(triton_model_config, text):
+    assert text_format.Parse(f"name: {quoted(text)}", triton_model_config()).name == text
 
 
 def test_tensors_may_be_called_anything(onnx_file, tmp_path, read_config):

@@ -7,9 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from google.protobuf import json_format, text_format
 from PIL import Image
 
 from fimaq.cli.main import cli
+from fimaq.deploy.package import Triton, package
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import EvalResult, OrtPredictor
 from fimaq.toolchain.evaluate.endpoint import EndpointPredictor
@@ -137,14 +139,16 @@ class Plain(BaseHTTPRequestHandler):
     """A server that knows no extension; it is busy now and then, and closes connections it had kept."""
 
     protocol_version = "HTTP/1.1"
-    toy, busy, metadata, answers, extensions = None, 0, None, True, ()
+    toy, busy, metadata, config, answers, extensions = None, 0, None, None, True, ()
 
     def do_GET(self):
         known = {
             "/v2": {"name": "plain", "version": "7", "extensions": list(self.extensions)},
             "/v2/models/toy": self.metadata,
+            "/v2/models/toy/config": self.config,
         }
-        self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "no such thing"}))
+        found = known.get(self.path)
+        self.reply(404 if found is None else 200, found or {"error": "no such thing"})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -208,6 +212,20 @@ def test_a_server_of_others_is_evaluated_with_the_file_beside_it(plain, toy_file
     there = result(tmp_path / "there.json", toy_file, *words)
     np.testing.assert_array_equal(there.predictions.top5, here.predictions.top5)
     assert (there.provider, there.environment["server"]) == ("other", "plain 7")
+
+
+def test_a_packaged_model_on_triton_needs_no_file_beside_it(plain, toy_file, folder, tmp_path, triton_model_config):
+    """Its configuration, through Triton's own parser, tells all: the JSON is what Triton answers for ``/config``."""
+    package(toy_file, tmp_path / "models", Triton(max_batch=3))
+    written = (tmp_path / "models" / "toy" / "config.pbtxt").read_text()
+    config = json_format.MessageToDict(
+        text_format.Parse(written, triton_model_config()), preserving_proto_field_name=True
+    )
+    here = result(tmp_path / "here.json", toy_file, "--data", folder)
+    there = result(tmp_path / "there.json", "--endpoint", plain(config=config), "--model", "toy", "--data", folder)
+    np.testing.assert_array_equal(there.predictions.top5, here.predictions.top5)
+    for name in ("sha256", "bytes", "preprocessing_sha256", "provider", "n", "top1"):
+        assert getattr(there, name) == getattr(here, name)
 
 
 def test_a_busy_server_is_asked_again(plain, toy_file, folder, tmp_path):

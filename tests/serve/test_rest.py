@@ -128,17 +128,24 @@ def test_a_binary_tensor_may_begin_at_any_byte(server, toy, binary_request, padd
     np.testing.assert_allclose([answer["outputs"][0]["data"]], toy.logits(images), atol=CLOSE)
 
 
+@pytest.mark.parametrize("received_into", [False, True])
 @pytest.mark.parametrize("length", range(12))
-def test_a_binary_tensor_is_used_where_it_lies(length):
+def test_a_binary_tensor_is_used_where_it_lies(length, received_into):
     from starlette.requests import Request
 
     from fimaq.deploy.serve.rest.body import read_body
+    from fimaq.deploy.serve.rest.exchange import RECEIVE_INTO
 
     async def receive():
         return {"type": "http.request", "body": bytes(length + 768), "more_body": False}
 
+    async def receive_into(view):
+        view[:] = bytes(length + 768)
+
     async def read():
-        return await read_body(Request({"type": "http", "headers": []}, receive), 2**20, 1e12, aligned_at=length)
+        scope = {"type": "http", "headers": [(b"content-length", str(length + 768).encode())]}
+        scope |= {"extensions": {RECEIVE_INTO: receive_into}} if received_into else {}
+        return await read_body(Request(scope, receive), 2**20, 1e12, aligned_at=length)
 
     body = asyncio.run(read())
     assert len(body) == length + 768
@@ -372,3 +379,26 @@ def test_metrics_are_prometheus_text_and_agree_with_the_statistics(server, toy):
     assert (info["model"], info["bits"]) == ("toy", "W4/A8")
     answered = [s for s in samples if s.name == "fimaq_requests_total" and s.labels["operation"] == "infer"]
     assert {s.labels["status"] for s in answered} >= {"200"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([], "float"),
+        ([(4, 4), (4, 4)], "W4/A4"),
+        ([(4, 4), (None, 4)], "W4/A4"),
+        ([(4, 8), (4, 4), (4, 4), (None, 4)], "W4/A4 (2 layers), W4/A8 (1), A4 products (1)"),
+        ([(8, 8), (None, 4), (None, 4)], "W8/A8 (1 layers), A4 products (2)"),
+    ],
+)
+def test_the_bits_of_every_layer_and_product_are_told(layers, words):
+    from fimaq.deploy.serve.describe import bits
+
+    assert bits(json.dumps([{"weight_bits": weight, "activation_bits": bits} for weight, bits in layers])) == words
+
+
+def test_what_curl_sends_as_a_form_is_told_what_to_send(server):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, answer = server.json("POST", "/v2/models/toy/infer", b"\xff\xd8\xff\xe0 a photograph", form)
+    assert status == 400
+    assert "curl -H 'Content-Type: image/jpeg' --data-binary @FILE" in answer["error"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import RequestError, Unauthenticated, Unavailable
@@ -27,21 +26,14 @@ def refusal(error: RequestError) -> Response:
     return response
 
 
-def refused(request: Request, error: Exception) -> Response:
-    """Starlette's handler for RequestError."""
-    assert isinstance(error, RequestError)
-    return refusal(error)
-
-
-def no_route(request: Request, error: Exception) -> Response:
-    """Starlette's handler for a path or method that is not there."""
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path[:200]}: {error.detail}. GET /openapi.json lists what there is."
+def no_route(method: str, path: str, error: HTTPException) -> Response:
+    """For a path or method that is not there."""
+    text = f"{method} {path[:200]}: {error.detail}. GET /openapi.json lists what there is."
     response = json({"error": text}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 
 
-def failed(request: Request, error: Exception) -> Response:
-    """Starlette's handler for a bug: the client learns the request's id, the log the rest."""
-    return json({"error": f"internal error; the server's log has it as request {request.state.id}."}, 500)
+def failed(request_id: str) -> Response:
+    """For a bug: the client learns the request's id, the log the rest."""
+    return json({"error": f"internal error; the server's log has it as request {request_id}."}, 500)

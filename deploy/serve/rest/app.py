@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from ..errors import RequestError
 from ..service import Service
-from . import answers, operations
+from . import operations
 from .context import RequestContext
 from .infer import infer
 from .page import page
@@ -23,21 +20,14 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 
 def application(service: Service) -> ASGIApp:
     """The ASGI application of a service."""
-    app = Starlette(
-        routes=routes(),
-        exception_handlers={
-            RequestError: answers.refused,
-            HTTPException: answers.no_route,
-            Exception: answers.failed,
-        },
-    )
-    app.state.service = service
-    return RequestContext(app, service)
+    return RequestContext(Router(routes()), service)
 
 
 def routes() -> list[Route]:
-    """Every path that is answered."""
+    """Every path that is answered; they are tried in this order, so the one that is asked most comes first."""
     return [
+        Route("/v2/models/{model}/infer", infer, methods=["POST"]),
+        Route("/v2/models/{model}/versions/{version}/infer", infer, methods=["POST"]),
         Route("/", page),
         Route("/openapi.json", openapi),
         Route("/metrics", operations.metrics),
@@ -56,7 +46,6 @@ def routes() -> list[Route]:
 
 def _model_routes(path: str) -> list[Route]:
     return [
-        Route(f"{path}/infer", infer, methods=["POST"]),
         Route(path, operations.model),
         Route(f"{path}/ready", operations.model_ready),
         Route(f"{path}/config", operations.config),

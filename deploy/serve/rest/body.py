@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import final
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import BodyTimeout, ClientGone, Malformed, TooLarge, UnsupportedMedia
+from .exchange import RECEIVE_INTO
 
 ALIGNMENT = 8
 """Bytes at a multiple of which a tensor must begin, so that it can be used where it lies."""
@@ -27,19 +30,34 @@ async def read_body(request: Request, limit: int, deadline: float, aligned_at: i
         raise _too_large(limit)
     inflate = _inflate(request.headers.get("content-encoding", "identity").strip().lower())
     padding = -aligned_at % ALIGNMENT
-    body = bytearray(padding)
-    received = 0
+    receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
     try:
         async with asyncio.timeout_at(deadline):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit:
-                    raise _too_large(limit)
-                body += chunk if inflate is None else inflate.feed(chunk, limit - len(body) + padding)
+            if inflate is None and receive_into is not None:
+                return await _received(receive_into, padding, int(declared or 0))
+            return await _joined(request, inflate, padding, limit)
     except TimeoutError:
         raise BodyTimeout("the body did not arrive in time. Send it faster, or a smaller one.") from None
     except ClientDisconnect:
         raise ClientGone("the client closed the connection.") from None
+
+
+async def _received(receive_into: Callable[[memoryview], Awaitable[None]], padding: int, length: int) -> memoryview:
+    """A body of known length, received where it stays; the memory is new and not cleared first."""
+    body = np.empty(padding + length, np.uint8).data[padding:]
+    await receive_into(body)
+    return body
+
+
+async def _joined(request: Request, inflate: _Inflate | None, padding: int, limit: int) -> memoryview:
+    """A body put together from its parts."""
+    body = bytearray(padding)
+    received = 0
+    async for part in request.stream():
+        received += len(part)
+        if received > limit:
+            raise _too_large(limit)
+        body += part if inflate is None else inflate.feed(part, limit - len(body) + padding)
     if inflate is not None:
         inflate.finish()
     return memoryview(body)[padding:]

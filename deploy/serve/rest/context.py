@@ -10,11 +10,13 @@ import time
 from typing import Any, final
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Forbidden, RequestError
 from ..service import Service
-from .answers import refusal
+from .answers import failed, no_route, refusal
+from .exchange import CLOSE
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +26,15 @@ NO_KEY_NEEDED = ("/v2/health/live", "/v2/health/ready", "/")
 """Probes have no key, and the page asks for it."""
 
 ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-CLOSE = (b"connection", b"close")
 
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 @final
 class RequestContext:
-    """Wraps the application: refuses who may not come in, and sees every answer go out.
+    """Wraps the application: refuses who may not come in, turns errors into answers, and sees every answer go out.
 
-    A handler adds to the log's line through ``request.state.log``.
+    A handler finds the service in ``request.state.service`` and adds to the log's line through ``request.state.log``.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -49,8 +50,9 @@ class RequestContext:
         given = headers.get(REQUEST_ID, "")
         request_id = given if _GOOD_ID.fullmatch(given) else f"{self._own_id}{next(self._count):08x}"
         fields: dict[str, Any] = {}
-        scope["state"] = {"id": request_id, "log": fields}
-        started, status = time.perf_counter(), 500
+        scope["app"] = self._app  # with it, Starlette raises HTTPException where there is no such path or method
+        scope["state"] = {"service": self._service, "log": fields}
+        started, status = time.perf_counter(), 0
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -66,8 +68,12 @@ class RequestContext:
                 await self._app(scope, receive, sending)
             except RequestError as error:
                 await refusal(error)(scope, receive, sending)
+            except HTTPException as error:
+                await no_route(scope["method"], scope["path"], error)(scope, receive, sending)
             except Exception:
                 log.exception("internal error", extra={"fields": {"request_id": request_id}})
+                if not status:
+                    await failed(request_id)(scope, receive, sending)
             seconds = time.perf_counter() - started
             operation = getattr(scope.get("endpoint"), "__name__", "none")
             span.end(operation, str(status), status >= 500, fields)

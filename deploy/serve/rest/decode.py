@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -81,7 +82,7 @@ def decode(body: memoryview, length: int | None, model: ServedModel, limits: Lim
 
 def _bare(body: memoryview, model: ServedModel, limits: Limits) -> Array:
     """A body that is nothing but images."""
-    size = 4 * int(np.prod(model.image_shape))
+    size = 4 * math.prod(model.image_shape)
     images, rest = divmod(len(body), size)
     if rest or not 1 <= images <= limits.batch:
         raise Malformed(
@@ -97,7 +98,7 @@ def _tensor(item: Mapping[str, Any], shape: tuple[int, ...], binary: memoryview)
         if binary:
             raise Malformed(f"{len(binary)} bytes follow the JSON and no input has {BINARY_SIZE}.")
         return _from_json(item, shape)
-    wanted = 4 * int(np.prod(shape))
+    wanted = 4 * math.prod(shape)
     if "data" in item or size != wanted or len(binary) != wanted:
         also = " and data" if "data" in item else ""
         raise Malformed(
@@ -114,8 +115,8 @@ def _from_json(item: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
         raise Malformed(f"the input has no list of numbers as data and no {BINARY_SIZE}; wanted one of them.")
     numbers = _flattened(data)
     kind = "numbers" if NUMBERS.issuperset(map(type, numbers)) else "values that are not all numbers"
-    if kind != "numbers" or len(numbers) != np.prod(shape):
-        raise Malformed(f"data holds {len(numbers)} {kind}; wanted {np.prod(shape)} numbers for shape {list(shape)}.")
+    if kind != "numbers" or len(numbers) != math.prod(shape):
+        raise Malformed(f"data holds {len(numbers)} {kind}; wanted {math.prod(shape)} numbers for shape {list(shape)}.")
     with np.errstate(over="ignore"):
         images = np.array(numbers, np.float64).astype(np.float32).reshape(shape)
     if not np.isfinite(images).all():
@@ -136,7 +137,10 @@ def _parse(text: memoryview) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"the request is no JSON ({error}).") from error
+        raise Malformed(
+            f"the request is no JSON ({error}). Send the protocol's JSON, or an image as the whole body with its type: "
+            "curl -H 'Content-Type: image/jpeg' --data-binary @FILE."
+        ) from error
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from ..waiting import answered
 from .body import read_body
 from .decode import BINARY_OUTPUT, InferRequest, decode, header_length
 from .encode import encode
+from .exchange import LOST
 
 NAMED = 5
 """Classes an answer to an image names unless told otherwise."""
@@ -23,7 +24,7 @@ NAMED = 5
 
 async def infer(request: Request) -> Response:
     """Answer one inference request; a place in the model's queue is taken before the body is read."""
-    service: Service = request.app.state.service
+    service: Service = request.state.service
     limits = service.settings.limits
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -38,7 +39,8 @@ async def infer(request: Request) -> Response:
             wished = await _image(request, bytes(body), model, service, started + limits.seconds)
         else:
             wished = decode(body, length, model, limits)
-        answer = await answered(model.submit(wished.images), started + wished.seconds, _disconnected(request))
+        lost = request.scope.get("extensions", {}).get(LOST)
+        answer = await answered(model.submit(wished.images), started + wished.seconds, lost)
         model.check(wished.images, answer)
     request.state.log |= {
         "model": model.name,
@@ -69,8 +71,3 @@ async def _image(request: Request, body: bytes, model: ServedModel, service: Ser
     except TimeoutError:
         raise DeadlineExceeded("the image was not decoded in time. Send it again later, or a smaller one.") from None
     return InferRequest(images, id=None, classes=classes(int(named)), binary=binary == "true", seconds=limits.seconds)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

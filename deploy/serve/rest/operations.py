@@ -96,7 +96,7 @@ async def unload(request: Request) -> Response:
 
 
 def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+    service: Service = request.state.service
     return service
 
 
