@@ -25,6 +25,7 @@ from fimaq.toolchain.export.metadata import Description
 from fimaq.toolchain.export.ort_cpu import OrtCpu
 from fimaq.toolchain.export.qdq import LowerToQdq
 from fimaq.toolchain.export.serialize import serialize
+from fimaq.toolchain.export.target import ExportTarget
 from fimaq.toolchain.run_folder import load_run
 from fimaq.toolchain.runtime import open_session
 
@@ -32,16 +33,24 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Without:
-    """The ort-cpu target less the passes of some names."""
+class Without(ExportTarget):
+    """The ort-cpu target less the passes of some names; of LowerToQdq, only its integers for scale arrays."""
 
-    left_out: Sequence[str]
     name: str = "ort-cpu"
     default_opset: int = 21
+    left_out: Sequence[str] = ()
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
         """The others, in order."""
-        return [step for step in OrtCpu().passes() if type(step).__name__ not in self.left_out]
+        return [self._less(step) for step in OrtCpu().passes() if self._stays(step)]
+
+    def _stays(self, step: ir.passes.PassBase) -> bool:
+        return isinstance(step, LowerToQdq) or type(step).__name__ not in self.left_out
+
+    def _less(self, step: ir.passes.PassBase) -> ir.passes.PassBase:
+        if isinstance(step, LowerToQdq) and "LowerToQdq" in self.left_out:
+            return LowerToQdq(step.containers, before_layout=step.before_layout)
+        return step
 
 
 def graphs(run: Path) -> dict[str, bytes]:
@@ -51,10 +60,15 @@ def graphs(run: Path) -> dict[str, bytes]:
     description = Description(model["name"], model["weights_sha256"], "ort-cpu", loaded.preprocessing, loaded.classes)
     names = [type(step).__name__ for step in OrtCpu().passes() if not isinstance(step, LowerToQdq)]
     choices: dict[str, Sequence[str]] = {"all passes": (), **{f"without {n}": (n,) for n in names}, "none": names}
+    if loaded.manifest["recipe"]["activations"]["granularity"] == "token":
+        # What the general lowering cannot read is the scale of one token alone.
+        choices["scale arrays on floats, without KeepReadToken"] = ("LowerToQdq", "KeepReadToken")
+        choices["none"] = (*names, "LowerToQdq")
     c, h, w = model["input_size"]
+    layers = loaded.model.layers
     return {
         title: serialize(
-            build_quantized(loaded.model.model, loaded.model.layers, (c, h, w), Without(choice), None, description)
+            build_quantized(loaded.model.model, layers, (c, h, w), Without(left_out=choice), None, description)
         ).SerializeToString()
         for title, choice in choices.items()
     }

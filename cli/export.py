@@ -18,11 +18,20 @@ from .output import emit, library_output, next_command, size
 )
 @click.argument("source", metavar="RUN|MODEL")
 @option("-o", "--out", type=FILE, required=True, metavar="MODEL.onnx", help="The file to write.")
-@option("--target", default="ort-cpu", show_default=True, help="What the file is for: ort-cpu or portable.")
+@option("--target", default="ort-cpu", show_default=True, help="Of ort-cpu, portable, openvino, tensorrt, qnn.")
 @option("--opset", type=count(), help="ONNX opset; the target's own by default.")
 @option("--float", "as_float", is_flag=True, help="Export the float model of that name: the baseline.")
 @option("--weights", type=FILE, help="With --float: a local state dict.")
 @option("--data", metavar="DIR", help="Images for a run's parity check; else its calibration images.")
+@option(
+    "--input",
+    "image",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="uint8: the file takes pixels [batch, h, w, 3] and normalises them itself.",
+)
+@option("--allow-float", is_flag=True, help="Write a file for ort-cpu though some layers run on float kernels.")
 @option("--images", type=count(), default=128, show_default=True, help="How many images to check parity on.")
 @force_option
 @json_option
@@ -36,6 +45,8 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
         raise UsageError("--target is for quantized runs; a float file has none. Leave out --target or --float.")
     if as_float and (given("data") or given("images")):
         raise UsageError("--data and --images are for runs; a float file is checked on random images. Leave them out.")
+    if as_float and given("allow_float"):
+        raise UsageError("--allow-float is for quantized runs; every layer of a float file is float. Leave it out.")
     if as_float and Path(source).is_dir():
         raise UsageError(f"{source} is a folder, and --float takes the name of a model. Leave out --float for a run.")
     if out.suffix.lower() != ".onnx" and not out.is_dir():
@@ -51,7 +62,14 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
         if as_float:
             from fimaq.toolchain.export import export_float
 
-            result = export_float(source, out, weights=weights, opset=options["opset"], force=options["force"])
+            result = export_float(
+                source,
+                out,
+                weights=weights,
+                opset=options["opset"],
+                force=options["force"],
+                image=options["image"],
+            )
         else:
             from fimaq.toolchain.export import export_run
 
@@ -63,6 +81,8 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
                 force=options["force"],
                 images=options["images"],
                 data=options["data"],
+                allow_float=options["allow_float"],
+                image=options["image"],
             )
     emit(result, options["as_json"], _text(result))
     next_command("evaluate", out, "--data", "DIR", "-o", out.with_suffix(".json"))
@@ -70,6 +90,8 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
 
 def _text(result: dict[str, Any]) -> str:
     lines = [f"{result['onnx']}: {size(result['bytes'])}, target {result['target']}, opset {result['opset']}"]
+    if "encodings" in result:
+        lines.append(f"{result['encodings']}: its grids for Qualcomm's converters")
     layers, parity = result.get("layers"), result.get("parity")
     if layers:
         lines.append(f"layers: {layers['integer']} integer, {layers['float']} float")

@@ -1,5 +1,6 @@
 """What every test runs under: no network, no telemetry, and signatures whose shapes are checked."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -32,6 +33,16 @@ def fimaq_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set FIMAQ_DATA to the one that holds imagenet_mini/, weights/ and reference/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def triton_model_config():
+    """Triton's own ModelConfig, without the client around it, which wants gRPC."""
+    (place,) = importlib.util.find_spec("tritonclient").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place) / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ModelConfig
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from fimaq.cli.options import typed
 from fimaq.cli.progress import BarProgress, LineProgress
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import EnvironmentProblem, GateFailed, GateInconclusive, InputError, UsageError
+from fimaq.toolchain.image_input import ImageInput
 from fimaq.toolchain.preprocess import Preprocessing
 from fimaq.toolchain.recipe import DEFAULT_RECIPE, PRESETS, Recipe, load_recipe
 
@@ -64,6 +65,7 @@ class Request:
     resume: bool
     force: bool
     labels: Path | None
+    cache: str = "auto"
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +74,20 @@ def _no_variables(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _no_estimates(monkeypatch):
+    """What a dry run says of memory is in test_caches.py."""
+    monkeypatch.setattr("fimaq.toolchain.quantize.plan_untrained", lambda *how: types.SimpleNamespace(lines=list))
+
+
 @pytest.fixture
 def quantized(monkeypatch):
     """Replaces ``quantize``: what it was asked goes into ``.requests``; set ``.outcome`` to make it raise."""
     fake: Any = types.ModuleType("fimaq.toolchain.quantize")
     fake.requests, fake.outcome = [], None
 
-    def quantize(request, progress):
+    def quantize(request, progress, announce=lambda line: None):
+        announce("caches in memory: needs about 3.14 GB of memory")
         sys.stdout.write("chatter of some library\n")
         with progress.task("reconstruct", 2) as task:
             task.advance(2, loss=0.25)
@@ -360,6 +369,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(quantized, words, env
         (["export", "run", "-o", "m.txt"], "does not end in .onnx. Give -o m.onnx."),
         (["export", "run", "-o", "m.onnx", "--float"], "run is a folder, and --float takes the name of a model"),
         (["export", "run", "-o", "m.onnx", "--float", "--target", "portable"], "Leave out --target or --float"),
+        (["export", "demo_vit", "-o", "m.onnx", "--float", "--allow-float"], "--allow-float is for quantized runs"),
         (["export", "run", "-o", "m.onnx", "--weights", "w.pth"], "Leave out --weights"),
         (["evaluate", "m.onnx"], "Missing option '--data'"),
         (["evaluate", "m.onnx", "--data", "d", "--device", "cpu"], "--device is for --backend torch"),
@@ -409,7 +419,7 @@ def test_ctrl_c_ends_a_real_process_with_130_and_a_message():
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 fake = types.ModuleType("fimaq.toolchain.quantize")
-def quantize(request, progress):
+def quantize(request, progress, announce):
     print("started", file=sys.stderr, flush=True)
     time.sleep(30)
 fake.quantize, fake.QuantizeRequest = quantize, lambda **values: None
@@ -522,8 +532,10 @@ def test_lines_are_indented_where_tasks_nest_and_appear_on_errors_too(capsys):
 
 
 def test_quantize_passes_on_what_was_asked(quantized, tmp_path):
-    words = shlex.split("--weights w.pth --labels l.txt --device cuda:1 --resume --recipe fast-w3a3 --iters 0 --seed 7")
-    only_json(invoke("quantize", "demo_vit", "--data", "hfds/x", "-o", tmp_path / "r", *words, "--json"))
+    words = "--weights w.pth --labels l.txt --device cuda:1 --cache disk --resume --recipe fast-w3a3 --iters 0 --seed 7"
+    result = invoke("quantize", "demo_vit", "--data", "hfds/x", "-o", tmp_path / "r", *shlex.split(words), "--json")
+    only_json(result)
+    assert "needs about 3.14 GB" in result.stderr
     assert quantized.requests == [
         Request(
             model="demo_vit",
@@ -535,6 +547,7 @@ def test_quantize_passes_on_what_was_asked(quantized, tmp_path):
             resume=True,
             force=False,
             labels=Path("l.txt"),
+            cache="disk",
         )
     ]
 
@@ -610,7 +623,7 @@ def test_a_dry_run_prints_a_recipe_that_reads_back_equal(preset, tmp_path, monke
 )
 def test_after_a_dry_run_the_next_command_is_what_was_typed_without_it(words, more):
     _, _, shown = on_a_terminal("quantize", "--dry-run", "demo_vit", *shlex.split(words))
-    assert shlex.split(shown)[1:] == shlex.split(f"fimaq-tool quantize demo_vit {words}{more}")
+    assert shlex.split(shown.splitlines()[-1])[1:] == shlex.split(f"fimaq-tool quantize demo_vit {words}{more}")
 
 
 def test_an_option_typed_twice_is_typed_twice_again():
@@ -676,8 +689,10 @@ def test_no_variable_can_name_or_overwrite_an_output(quantized, tmp_path):
 
 def test_export_of_a_run(exported):
     assert only_json(invoke("export", "run", "-o", "m.onnx", "--opset", "20", "--data", "d", "--json")) == EXPORTED
-    options = {"target": "ort-cpu", "opset": 20, "force": False, "images": 128, "data": "d"}
+    options = {"target": "ort-cpu", "opset": 20, "force": False, "images": 128, "data": "d", "allow_float": False}
     assert exported.calls == [("run", Path("run"), Path("m.onnx"), options)]
+    assert invoke("export", "run", "-o", "m.onnx", "--allow-float").exit_code == 0
+    assert exported.calls[-1][3]["allow_float"] is True
 
 
 def test_export_of_a_float_model(exported):
@@ -831,6 +846,7 @@ def demo_parts(quantized, exported, monkeypatch):
             assert device == "cpu"
             self.model, self.sha256, self.bytes, self.provider, self.environment = str(run), "0", 1, "torch-cpu", {}
             self.preprocessing = Preprocessing(32, 32, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+            self.image = ImageInput(self.preprocessing, "float")
             self.classes = {"wnids": None, "names": list("0123456789")}
 
         def __call__(self, batch):

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from oracles import MatMulIntegerToFloat
 from safetensors.numpy import load_file
 
 from fimaq.toolchain.data.demo_set import materialise
@@ -94,16 +94,6 @@ def test_the_codes_in_the_file_are_the_codes_of_the_run(done):
         found = np.sort(np.concatenate([part.astype(np.int64).ravel() for part in parts]))
         wanted = np.sort(array.astype(np.int64).ravel())
         np.testing.assert_array_equal(found - found.min(), wanted - wanted.min(), err_msg=name)
-
-
-class MatMulIntegerToFloat(OpRun):
-    """ONNX Runtime's operator by its definition."""
-
-    op_domain = "com.microsoft"
-
-    def _run(self, a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias):
-        product = (a.astype(np.int64) - int(a_zero_point)) @ (b.astype(np.int64) - b_zero_point.astype(np.int64))
-        return (product.astype(np.float32) * (a_scale * b_scale) + bias,)
 
 
 def test_onnx_s_own_reference_predicts_what_onnx_runtime_measured(done, digits):

@@ -18,6 +18,7 @@ from fimaq.toolchain.data import ImageSet, open_dataset
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import EvalResult, OrtPredictor, evaluate
 from fimaq.toolchain.evaluate.metrics import hits, top_k, wilson_interval
+from fimaq.toolchain.image_input import ImageInput
 from fimaq.toolchain.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(8, 8, 1.0, "center", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -80,6 +81,7 @@ class Fake:
 
     model, sha256, bytes, provider, environment = "fake", "0" * 64, 1, "cpu", {}
     preprocessing, classes = PREPROCESSING, CLASSES
+    image = ImageInput(PREPROCESSING, "float")
 
     def __init__(self, logits):
         self.logits = logits

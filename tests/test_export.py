@@ -31,6 +31,8 @@ from fimaq.toolchain.export.metadata import Description
 from fimaq.toolchain.export.ops import DOMAIN
 from fimaq.toolchain.export.ort_cpu import OrtCpu
 from fimaq.toolchain.export.parity import snr_db, torch_predictor
+from fimaq.toolchain.export.qdq import LowerToQdq
+from fimaq.toolchain.export.read_tokens import KeepReadToken
 from fimaq.toolchain.export.run import operand_bits, parity_images
 from fimaq.toolchain.export.stored import stored_differences
 from fimaq.toolchain.export.targets import TARGETS
@@ -65,6 +67,8 @@ MODELS = {
         },
     ),
 }
+ANY_RECIPE = ("ort-cpu", "portable")
+"""Targets that refuse no grids; the others have tests of their own."""
 CASES = [("vit", "tensor", "tensor"), ("vit", "token", "head-token"), ("swin", "tensor", "tensor")]
 PREPROCESSING = Preprocessing(32, 32, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLASSES = {"wnids": None, "names": list("abcde")}
@@ -182,7 +186,7 @@ def test_tracing_makes_one_operator_of_each_layer_and_leaves_the_model_alone(cas
     assert {"Div", "Round", "MatMul", "Gemm", "Conv"}.isdisjoint(n.op_type for n in traced.graph.node if not n.domain)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_a_lowered_model_is_standard_clean_and_named_by_layer(case, target):
     model, traced, _ = case
     proto = lowered(traced, target, model)
@@ -206,7 +210,7 @@ def test_a_lowered_model_is_standard_clean_and_named_by_layer(case, target):
     assert not any(word in content for word in (b"site-packages", b"stack_trace", b"pkg.torch", b"wrapped", b".py"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_constants_are_folded_used_and_stored_once(case, target):
     model, traced, _ = case
     graph = lowered(traced, target, model).graph
@@ -278,8 +282,9 @@ def test_a_fused_query_key_value_is_three_products(case):
     assert not any(node.op_type == "Split" for node in proto.graph.node)
 
 
-def test_of_the_last_block_only_the_class_token_is_computed():
-    model = quantized("vit", 4, "tensor", "tensor")
+@pytest.mark.parametrize(("linear", "product"), [("tensor", "tensor"), ("token", "head-token")])
+def test_of_the_last_block_only_the_class_token_is_computed(linear, product):
+    model = quantized("vit", 4, linear, product)
     proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
     outputs = [output for node in proto.graph.node for output in node.output]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name != "logits")
@@ -290,6 +295,51 @@ def test_of_the_last_block_only_the_class_token_is_computed():
         f"blocks.1.{layer}" for layer in ("attn.qkv.0", "attn.qk", "attn.av", "attn.proj", "mlp.fc1", "mlp.fc2")
     }
     assert {count for count in rows.values() if count != 1} == {17}
+
+
+def test_scales_of_another_token_than_the_one_that_is_computed_are_found_in_the_file():
+    model = quantized("vit", 4, "token", "head-token")
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array([n]), f"at.{n}") for n in (1, 2))
+    slices = [node for node in proto.graph.node if node.op_type == "Slice" and node.input[0].endswith(".scale")]
+    scaled = ("attn.qkv.0", "attn.qk", "attn.av", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert [node.name.partition("/")[0] for node in slices] == [f"blocks.1.{layer}" for layer in scaled]
+    for node in slices:
+        assert [constants[name].item() for name in node.input[1:3]] == [0, 1]
+        kept = list(node.input)
+        node.input[1:3] = ["at.1", "at.2"]
+        with pytest.raises(ExportError, match=f"{kept[0]} is read at token 1, which is not the one that is computed"):
+            list(stored_differences(proto, tensors, bits))
+        node.input[:] = kept
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_scale_arrays_on_integers_compute_what_they_do_on_floats(name, monkeypatch):
+    model = quantized(name, 4, "token", "head-token")
+    traced = ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21))
+    found = lowered(traced, "ort-cpu", model)
+    assert list(stored_differences(found, run_tensors(model), operand_bits(layer_rows(model)))) == []
+    steps = [step for step in TARGETS["ort-cpu"].passes() if not isinstance(step, KeepReadToken)]
+    place, lowering = next((place, step) for place, step in enumerate(steps) if isinstance(step, LowerToQdq))
+    steps[place] = LowerToQdq(lowering.containers, before_layout=True)
+    monkeypatch.setattr(OrtCpu, "passes", lambda self: steps)
+    wanted = lowered(traced, "ort-cpu", model)
+    image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
+    for optimize in (True, False):
+        logits = [
+            open_session(proto.SerializeToString(), optimize=optimize).run(None, {"image": image})[0]
+            for proto in (found, wanted)
+        ]
+        np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
+def test_one_token_needs_a_lowering_that_reads_its_scale():
+    model = quantized("vit", 4, "token", "head-token")
+    graph = KeepReadToken()(trace(model.model, model.layers, SIZE, 21)).model
+    with pytest.raises(ir.passes.PreconditionError, match="computes one token"):
+        LowerToQdq(None, before_layout=True)(graph)
 
 
 def test_a_tensor_of_which_one_token_is_read_twice_is_sliced_once():
@@ -306,7 +356,7 @@ def run_all(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
     return [array.shape for array in session.run(None, {"image": np.zeros((2, *SIZE), np.float32)})]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_any_changed_number_is_found_in_the_file(case, target):
     model, traced, _ = case
     proto = lowered(traced, target, model)
@@ -323,7 +373,7 @@ def test_any_changed_number_is_found_in_the_file(case, target):
             assert list(stored_differences(proto, {**tensors, key: changed}, bits)) == [key]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_without_rounding_the_file_computes_what_torch_computes_without(case, target):
     model, traced, _ = case
     image = np.random.default_rng(0).standard_normal((2, *SIZE), dtype=np.float32)
@@ -337,7 +387,7 @@ def test_without_rounding_the_file_computes_what_torch_computes_without(case, ta
     assert snr_db(wanted, rounded) < 20
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_weight_scales_along_the_wrong_axis_are_found_in_the_file(case, target):
     """The numbers in the file are then all as they should be."""
     model, traced, _ = case
@@ -356,7 +406,7 @@ def test_weight_scales_along_the_wrong_axis_are_found_in_the_file(case, target):
         axis.i = right
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ANY_RECIPE)
 def test_a_clip_that_is_moved_or_missing_is_found_in_the_file(case, target):
     model, traced, _ = case
     tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
@@ -377,6 +427,29 @@ def test_a_clip_that_is_moved_or_missing_is_found_in_the_file(case, target):
         with pytest.raises(ExportError, match="is not clipped to"):
             list(stored_differences(proto, tensors, bits))
         clip.op_type = "Clip"
+    assert list(stored_differences(proto, tensors, bits)) == []
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "portable"])
+def test_bounds_of_an_own_zero_point_that_are_moved_or_missing_are_found_in_the_file(target):
+    model = quantized("vit", 4, "token", "head-token")
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), target, model)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    bounds = [node for node in proto.graph.node if node.op_type in ("Max", "Min")]
+    assert bounds
+    for node in bounds:
+        end = constants[node.input[1]]
+        proto.graph.initializer.append(numpy_helper.from_array(end + end.dtype.type(1), f"{node.name}.moved"))
+        kept = list(node.input)
+        node.input[1] = f"{node.name}.moved"
+        with pytest.raises(ExportError, match="is clipped to other than"):
+            list(stored_differences(proto, tensors, bits))
+        node.input[:] = kept
+        kind, node.op_type = node.op_type, "Transpose"  # one that moves nothing
+        with pytest.raises(ExportError, match=r"clipped to|not quantized in the file"):
+            list(stored_differences(proto, tensors, bits))
+        node.op_type = kind
     assert list(stored_differences(proto, tensors, bits)) == []
 
 
@@ -466,6 +539,20 @@ def test_options_that_cannot_be_meant_are_refused(run, tmp_path, options, error,
     with pytest.raises(error, match=message):
         export_run(run, tmp_path / "model.onnx", images=1, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_stays_float_is_refused_unless_allowed(images, tmp_path):
+    run = save_run(tmp_path / "run", "vit", quantized("vit", 4, "tensor", "head-token"), images)
+    out = tmp_path / "model.onnx"
+    message = (
+        r"2 of 14 quantized layers would run on float kernels .*: blocks.0.attn.av, blocks.1.attn.av; .*--allow-float"
+    )
+    with pytest.raises(ExportError, match=message) as refused:
+        export_run(run, out, images=1)
+    assert refused.value.exit_code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert export_run(run, out, images=1, allow_float=True)["layers"] == {"integer": 12, "float": 2}
+    assert export_run(run, tmp_path / "other.onnx", target="portable", images=1)["layers"]["float"] > 0
 
 
 def test_missing_calibration_images_ask_for_data(tmp_path):

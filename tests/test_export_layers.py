@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from oracles import MatMulIntegerToFloat
 
 from fimaq.toolchain.export.ops import DOMAIN, VERSION
 from fimaq.toolchain.export.target import ExportTarget
@@ -140,24 +140,18 @@ def run_everywhere(content: bytes, arrays: Sequence[np.ndarray]) -> dict[str, np
     }
 
 
-class MatMulIntegerToFloat(OpRun):
-    """ONNX Runtime's operator by its definition: an integer product, its scales, a bias."""
-
-    op_domain = "com.microsoft"
-
-    def _run(self, a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias):
-        product = (a.astype(np.int64) - int(a_zero_point)) @ (b.astype(np.int64) - b_zero_point.astype(np.int64))
-        return (product.astype(np.float32) * (a_scale * b_scale) + bias,)
-
-
 UNIT_ROUNDOFF = 2.0**-24
-FEW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 BITS = st.integers(2, 8)
 SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 20))
 LINEAR = st.sampled_from(["tensor", "token"])
 MATMUL = st.sampled_from(["tensor", "head", "head-token"])
 
-targets = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+ANY_RECIPE = ("ort-cpu", "portable")
+"""Targets that refuse no grids; the others have tests of their own."""
+
+targets = pytest.mark.parametrize("target", [TARGETS[name] for name in ANY_RECIPE], ids=ANY_RECIPE)
 
 
 def grid(rng: np.random.Generator, bits: int, granularity: str, shape: tuple[int, ...]) -> UniformQuantizer:
@@ -206,7 +200,8 @@ def test_linear_reads_exact_codes(target, bits, weight_bits, granularity, seed, 
     layer = linear(np.eye(7), weight_bits, np.ones(7), np.zeros(7), None, quantizer)
     x = awkward(rng, quantizer, shape)
     expected = quantized(quantizer, x)
-    for name, found in run_everywhere(graph_of(layer, [shape], shape, target), [x]).items():
+    content = graph_of(layer, [shape], shape, target)
+    for name, found in run_everywhere(content, [x]).items():
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
@@ -235,10 +230,10 @@ def test_linear_is_one_rounded_sum(target, bits, weight_bits, granularity, seed,
 
 @targets
 @FEW
-@given(a_bits=BITS, b_bits=BITS, a_kind=MATMUL, b_kind=MATMUL, transpose=st.booleans(), seed=SEEDS)
-def test_matmul_is_one_rounded_sum(target, a_bits, b_bits, a_kind, b_kind, transpose, seed):
+@given(a_bits=BITS, b_bits=BITS, a_kind=MATMUL, b_kind=MATMUL, transpose=st.booleans(), seed=SEEDS, sizes=SIZES)
+def test_matmul_is_one_rounded_sum(target, a_bits, b_bits, a_kind, b_kind, transpose, seed, sizes):
     rng = np.random.default_rng(seed)
-    t, n, k = 5, 6, 17
+    t, n, k = sizes
     a_shape, b_shape = (2, 3, t, k), (2, 3, n, k) if transpose else (2, 3, k, n)
     a_grid, b_grid = grid(rng, a_bits, a_kind, a_shape), grid(rng, b_bits, b_kind, b_shape)
     layer = matmul(a_grid, b_grid, transpose)
@@ -264,8 +259,69 @@ def test_matmul_reads_exact_codes(target, bits, kind, transpose, side, seed):
     feeds = [x, eye] if side == "a" else [eye, x]
     expected = quantized(quantizer, x)
     expected = expected.swapaxes(-1, -2) if side == "b" and transpose else expected
-    for name, found in run_everywhere(graph_of(layer, [shape, shape], shape, target), feeds).items():
+    content = graph_of(layer, [shape, shape], shape, target)
+    for name, found in run_everywhere(content, feeds).items():
         np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def forms(layer: Layer, shapes: Sequence[Sequence[int]]) -> str:
+    """The operators between the first input and the first product of the ort-cpu graph, in order."""
+    proto = onnx.load_from_string(graph_of(layer, shapes, (*shapes[0][:-1], shapes[-1][-2]), TARGETS["ort-cpu"]))
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    node, found = next(n for n in proto.graph.node if n.op_type in ("MatMul", "MatMulIntegerToFloat")), []
+    while node.input[0] in producers:
+        node = producers[node.input[0]]
+        found.insert(0, node.op_type)
+    return " ".join(found)
+
+
+SHAPE = (2, 3, 5, 16)
+FORMS = {  # bits, scales differ, zero points differ
+    "one zero point": (4, True, False, "Reshape QuantizeLinear Reshape Clip DequantizeLinear"),
+    "own zero points": (4, True, True, "Reshape QuantizeLinear Reshape Max Min DequantizeLinear"),
+    "eight bits": (8, True, False, "Reshape QuantizeLinear Reshape DequantizeLinear"),
+    "no room": (8, True, True, "Div Max Min Round"),
+    "one scale": (4, False, False, "QuantizeLinear Clip DequantizeLinear"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_scale_arrays_take_the_form_that_is_documented(case):
+    bits, scales, zeros, expected = FORMS[case]
+    scale = np.linspace(0.1, 0.2, 15, dtype=np.float32).reshape(1, 3, 5, 1) if scales else np.float32(0.1)
+    zero_point = np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1) if zeros else np.float32(2)
+    layer = matmul(uniform(bits, "tensor", scale, zero_point), uniform(4, "tensor", 1, 0), transpose_b=True)
+    assert forms(layer, [SHAPE, SHAPE]) == expected
+
+
+SUMMED = {
+    "head-token": ((1, 3, 5, 1), ["Reshape", "QuantizeLinear", "Clip", "DequantizeLinear", "Reshape"]),
+    "token": ((1, 1, 5, 1), ["Div", "Max", "Min", "Round", "Mul"]),
+}
+
+
+@pytest.mark.parametrize("case", SUMMED)
+def test_a_scale_along_the_sum_stays_with_its_operand(case):
+    shape, expected = SUMMED[case]
+    scale = np.linspace(0.1, 0.2, np.prod(shape), dtype=np.float32).reshape(shape)
+    layer = matmul(uniform(4, "tensor", 1, 0), uniform(4, "tensor", scale, 2), transpose_b=False)
+    content = graph_of(layer, [(2, 3, 5, 5), SHAPE], SHAPE, TARGETS["ort-cpu"])
+    nodes = onnx.load_from_string(content).graph.node
+    assert [node.op_type for node in nodes if node.name.startswith("layer/b/")] == expected
+    x, eye = awkward(np.random.default_rng(0), layer.b_quantizer, SHAPE), np.broadcast_to(np.eye(5), (2, 3, 5, 5))
+    for name, found in run_everywhere(content, [eye.astype(np.float32), x]).items():
+        np.testing.assert_array_equal(found, quantized(layer.b_quantizer, x), err_msg=name)
+
+
+def test_own_zero_points_may_need_the_whole_container():
+    """Seven bits around 0 and 127 take all of int8."""
+    zero_point = np.array([0.0, 64.0, 127.0]).reshape(1, 3, 1, 1)
+    layer = matmul(uniform(2, "tensor", 1, 0), uniform(7, "head", 0.5, zero_point), transpose_b=False)
+    content = graph_of(layer, [(2, 3, 5, 5), SHAPE], SHAPE, TARGETS["ort-cpu"])
+    assert {t.data_type for t in onnx.load_from_string(content).graph.initializer} >= {onnx.TensorProto.INT8}
+    x, eye = awkward(np.random.default_rng(0), layer.b_quantizer, SHAPE), np.broadcast_to(np.eye(5), (2, 3, 5, 5))
+    for name, found in run_everywhere(content, [eye.astype(np.float32), x]).items():
+        np.testing.assert_array_equal(found, quantized(layer.b_quantizer, x), err_msg=name)
 
 
 CONVOLUTIONS = {  # stride, padding, dilation, groups, input side

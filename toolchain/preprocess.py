@@ -146,10 +146,14 @@ class Preprocessing:
 
         Raises InputError for an image so long and thin that it cannot be scaled.
         """
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        return self.normalize(self._cut(self._scale(rgb)))
+        return self.normalize(self.pixels(image))
 
-    def normalize(self, image: Image.Image) -> npt.NDArray[np.float32]:
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Return uint8 ``[h, w, 3]``: the scaled and cropped image. Raises InputError as ``apply`` does."""
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(self._cut(self._scale(rgb)), dtype=np.uint8)
+
+    def normalize(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """``(pixel / 255 - mean) / std`` as float32 ``[3, h, w]`` of an RGB image that is already cut."""
         pixels = np.asarray(image, dtype=np.uint8)
         array = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)

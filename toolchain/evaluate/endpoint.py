@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data import ImageSet, decode_rgb
 from ..errors import EnvironmentProblem, InputError
+from ..image_input import ImageInput
 from ..preprocess import Preprocessing
 from .ort import CLASSES, PREPROCESSING, OrtPredictor
 from .prefetch import Prepare
@@ -64,6 +65,7 @@ class EndpointPredictor:
         self.model = f"{server.url}/v2{self._path}"
         self._require_same(told, local)
         self.preprocessing = local.preprocessing if local else self._preprocessing(told)
+        self.image = ImageInput(self.preprocessing, "float")
         self.classes: Mapping[str, Any] = local.classes if local else self._classes(told, metadata)
         self.sha256: str = local.sha256 if local else told[SHA256]
         self.bytes: int = local.bytes if local else int(told[BYTES])

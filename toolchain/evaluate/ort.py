@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..image_input import ImageInput, InputKind
 from ..preprocess import Preprocessing
 from ..runtime import Provider, open_session, run_session, usable_cores
 
@@ -19,6 +20,10 @@ FORMAT, PREPROCESSING, CLASSES = "fimaq.format", "fimaq.preprocessing", "fimaq.c
 """Keys of the file's metadata_props."""
 
 KNOWN_FORMAT = "1"
+
+FLOAT = "tensor(float)"
+KINDS: Mapping[str, InputKind] = {FLOAT: "float", "tensor(uint8)": "uint8"}
+"""How images are taken, by ONNX Runtime's name of the input's type."""
 
 
 @final
@@ -29,8 +34,8 @@ class OrtPredictor:
     ``fixed_batch`` the batch size where the file fixes it.
 
     Raises InputError when the file is not ONNX, does not carry ``fimaq.preprocessing``, or has inputs or outputs of
-    another shape than image ``[batch, 3, h, w]`` and logits ``[batch, classes]``; EnvironmentProblem for a provider
-    that is not there.
+    another shape than image ``[batch, 3, h, w]`` (uint8: ``[batch, h, w, 3]``) and logits ``[batch, classes]``;
+    EnvironmentProblem for a provider that is not there.
     """
 
     def __init__(self, path: Path | str, provider: Provider = "cpu", threads: int | None = None) -> None:
@@ -42,13 +47,13 @@ class OrtPredictor:
         self.provider: str = provider
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.preprocessing = self._read_preprocessing()
-        self.input_name, self.fixed_batch = self._read_input()
+        self.input_name, self.fixed_batch, self.image = self._read_input()
         self.output_name: str = self._session.get_outputs()[0].name
         self.classes = self._read_classes()
         self.environment: Mapping[str, Any] = {"threads": threads or usable_cores()}
 
-    def __call__(self, batch: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
-        """Logits ``[b, classes]`` of images ``[b, 3, h, w]``; a file with a fixed batch is fed that many at a time."""
+    def __call__(self, batch: npt.NDArray[Any], /) -> npt.NDArray[np.float32]:
+        """Logits ``[b, classes]`` of images in the form ``image``; a fixed batch is fed that many at a time."""
         if self.fixed_batch is None or len(batch) == self.fixed_batch:
             return self._run(batch)
         logits = []
@@ -58,7 +63,7 @@ class OrtPredictor:
             logits.append(self._run(np.concatenate([part, filler]))[: len(part)])
         return np.concatenate(logits)
 
-    def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _run(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return run_session(self._session, {self.input_name: batch}, self.model)[0]
 
     def _read_preprocessing(self) -> Preprocessing:
@@ -75,15 +80,17 @@ class OrtPredictor:
             )
         return Preprocessing.from_json(self.metadata[PREPROCESSING])
 
-    def _read_input(self) -> tuple[str, int | None]:
-        """Name of the input, and its batch size where that is fixed."""
+    def _read_input(self) -> tuple[str, int | None, ImageInput]:
+        """Name of the input, its batch size where that is fixed, and the form of an image."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         image = inputs[0]
-        wanted = [3, self.preprocessing.height, self.preprocessing.width]
-        if len(inputs) != 1 or image.type != "tensor(float)" or not _may_be(image.shape, [None, *wanted]):
+        kind = image.type if image.type in KINDS else FLOAT
+        form = ImageInput(self.preprocessing, KINDS[kind])
+        if len(inputs) != 1 or image.type != kind or not _may_be(image.shape, [None, *form.shape]):
             got = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
             raise InputError(
-                f"{self.model} takes {got}; its preprocessing makes one tensor(float) [batch, {str(wanted)[1:]}. "
+                f"{self.model} takes {got}; its preprocessing makes one {kind} "
+                f"[batch, {str(list(form.shape))[1:]}. "
                 "Export it again with fimaq-tool export."
             )
         if len(outputs) != 1 or not _may_be(outputs[0].shape, [None, None]):
@@ -91,7 +98,7 @@ class OrtPredictor:
             raise InputError(
                 f"{self.model} returns {got}; wanted one output, logits [batch, classes]. Export a classifier."
             )
-        return image.name, image.shape[0] if isinstance(image.shape[0], int) else None
+        return image.name, image.shape[0] if isinstance(image.shape[0], int) else None, form
 
     def _read_classes(self) -> Mapping[str, Any]:
         """The classes the file names; where it names none, its outputs by number."""

@@ -6,18 +6,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..data import ImageSet
 from ..errors import InputError
-from ..preprocess import Preprocessing
+from ..image_input import ImageInput
 
-Prepare = Callable[[ImageSet, int], npt.NDArray[np.float32]]
+Prepare = Callable[[ImageSet, int], npt.NDArray[Any]]
 """From a sample to the array that a predictor is given; called from several threads at once."""
 
-Prepared = npt.NDArray[np.float32] | InputError
+Prepared = npt.NDArray[Any] | InputError
 
 
 def default_workers() -> int:
@@ -25,13 +25,13 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def preprocessed(preprocessing: Preprocessing) -> Prepare:
-    """Decode a sample and preprocess it: float32 ``[3, h, w]``."""
+def preprocessed(form: ImageInput) -> Prepare:
+    """Decode a sample and bring it into the form the model takes."""
 
-    def prepare(images: ImageSet, index: int) -> npt.NDArray[np.float32]:
+    def prepare(images: ImageSet, index: int) -> npt.NDArray[Any]:
         image = images.load(index)
         try:
-            return preprocessing.apply(image)
+            return form.apply(image)
         except InputError as error:
             raise InputError(f"{images.sample_ids[index]} in {images.source}: {error}") from error
 

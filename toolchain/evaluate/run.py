@@ -58,9 +58,7 @@ def evaluate(
     workers = workers or default_workers()
     start = time.perf_counter()
     with (progress or NullProgress()).task("evaluate", len(images)) as task:
-        prepared = prefetch(
-            images, prepare or preprocessed(predictor.preprocessing), workers, window=2 * batch_size + workers
-        )
+        prepared = prefetch(images, prepare or preprocessed(predictor.image), workers, window=2 * batch_size + workers)
         for indices, arrays, skipped in _batches(prepared, batch_size, on_corrupt):
             scores.skipped += [images.sample_ids[index] for index in skipped]
             if indices:
@@ -70,11 +68,11 @@ def evaluate(
 
 
 def _batches(
-    prepared: Iterator[tuple[int, npt.NDArray[np.float32] | InputError]], batch_size: int, on_corrupt: OnCorrupt
-) -> Iterator[tuple[list[int], list[npt.NDArray[np.float32]], list[int]]]:
+    prepared: Iterator[tuple[int, npt.NDArray[Any] | InputError]], batch_size: int, on_corrupt: OnCorrupt
+) -> Iterator[tuple[list[int], list[npt.NDArray[Any]], list[int]]]:
     """Indices and arrays of up to ``batch_size`` images, and the indices skipped among them."""
     indices: list[int] = []
-    arrays: list[npt.NDArray[np.float32]] = []
+    arrays: list[npt.NDArray[Any]] = []
     skipped: list[int] = []
     for index, item in prepared:
         if isinstance(item, InputError):
@@ -107,8 +105,8 @@ class _Scores:
     logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
     predict_seconds: float = 0.0
 
-    def add(self, indices: list[int], batch: npt.NDArray[np.float32]) -> None:
-        """Predict one batch ``[b, 3, h, w]`` and keep its best classes."""
+    def add(self, indices: list[int], batch: npt.NDArray[Any]) -> None:
+        """Predict one batch in the predictor's form and keep its best classes."""
         start = time.perf_counter()
         logits = self.predictor(batch)
         self.predict_seconds += time.perf_counter() - start

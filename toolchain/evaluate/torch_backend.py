@@ -12,6 +12,7 @@ import torch
 
 from ..artifact import TENSORS
 from ..errors import EnvironmentProblem, UsageError
+from ..image_input import ImageInput
 from ..preprocess import Preprocessing
 
 
@@ -35,6 +36,7 @@ class TorchPredictor:
         self.bytes = (Path(run) / TENSORS).stat().st_size
         self.provider = f"torch-{device}"
         self.preprocessing: Preprocessing = loaded.preprocessing
+        self.image = ImageInput(self.preprocessing, "float")
         self.classes: Mapping[str, Any] = loaded.classes
         self.environment: Mapping[str, Any] = {
             "dtype": str(dtype).removeprefix("torch."),

@@ -17,6 +17,10 @@ a product's operands into an integer kernel that fails when run ("zero point mus
 commutes with rounding, so the third form may clip first; its shared zero point ``Z = max(z)`` only moves the codes,
 and needs ``Z - min(z) + qmax`` to fit the container. Where the scale varies along the contracted axis it cannot leave
 the product: the fourth form is used and multiplied by ``s`` at once.
+
+Runtimes that look for QuantizeLinear and DequantizeLinear side by side get ``adjacent`` pairs: what stands between them
+in the table comes first, and the clip is one of floats, ``Clip(-z s, (qmax - z) s) -> Q(s, z) -> DQ(s, z)``. Its ends
+divided by ``s`` are within a rounding of the integers they stand for, so the codes are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .emit import Emitter
-from .ops import Activation
+from .ops import Activation, Token
 
 FLOAT = ir.DataType.FLOAT
 LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
@@ -68,12 +72,17 @@ Choose = Callable[[int], Container]
 class Operand:
     """One side of a product: its float ``value``, the scale still missing from it (None: none), bits of its codes.
 
-    ``bits`` is None for an operand that no integer kernel can read.
+    ``bits`` is None for an operand that no integer kernel can read. With ``token``, of ``factor`` only that is meant.
     """
 
     value: ir.Value
     factor: np.ndarray | None
     bits: int | None
+    token: Token | None = None
+
+
+ArrayLowering = Callable[[Emitter, Activation, Choose, bool, bool], Operand]
+"""Operand of an activation with a scale array; the last two are ``factored`` and ``transpose`` of ``operand``."""
 
 
 @final
@@ -82,10 +91,15 @@ class ActivationLowering:
 
     ``before_layout`` quantizes before the reshapes and transposes that only this tensor goes through, which then move
     bytes instead of floats. ONNX Runtime does the same but leaves a second QuantizeLinear behind for signed codes.
+    ``adjacent`` leaves nothing between QuantizeLinear and DequantizeLinear where there is one scale; it cannot be had
+    together with that.
+    ``arrays`` is a target's own way with scale arrays, instead of the table's.
     """
 
-    def __init__(self, before_layout: bool) -> None:
+    def __init__(self, before_layout: bool, adjacent: bool = False, arrays: ArrayLowering | None = None) -> None:
         self.before_layout = before_layout
+        self.adjacent = adjacent
+        self.arrays = arrays
         self._known: dict[tuple[object, ...], Operand] = {}
 
     def operand(
@@ -101,6 +115,8 @@ class ActivationLowering:
         if key not in self._known:
             if scalar:
                 self._known[key] = self._scalar(emit, x, choose, transpose)
+            elif self.arrays is not None:
+                self._known[key] = self.arrays(emit, x, choose, factored, transpose)
             else:
                 lower = _factored if factored else _dequantized
                 self._known[key] = lower(emit, x, choose, transpose)
@@ -110,6 +126,8 @@ class ActivationLowering:
         step = emit.constant(f"{x.name}.scale", x.scale.reshape(()), FLOAT)
         value, layout = _before_layout(x.value) if self.before_layout else (x.value, [])
         container, zero_point = choose(x.bits), x.zero_point.reshape(())
+        if self.adjacent:
+            return Operand(_adjacent(emit, x, value, step, zero_point, container, transpose), None, x.bits)
         return Operand(_integer(emit, x, value, step, zero_point, container, transpose, layout=layout), None, x.bits)
 
 
@@ -137,13 +155,13 @@ def _factored(emit: Emitter, x: Activation, choose: Choose, transpose: bool) -> 
     if bits <= int(choose(x.bits).dtype.bitwidth):
         value = _integer(emit, x, value, one, np.array(high), choose(bits), transpose, bits)
         return Operand(value, factor, bits)
-    return Operand(_transposed(emit, x, _op(emit, x, "Round", value), transpose), factor, None)
+    return Operand(swapped(emit, x, _op(emit, x, "Round", value), transpose), factor, None)
 
 
 def _dequantized(emit: Emitter, x: Activation, choose: Choose, transpose: bool) -> Operand:
     step = emit.constant(f"{x.name}.scale", x.scale, FLOAT)
     value = _op(emit, x, "Mul", _op(emit, x, "Round", _clipped(emit, x)), step)
-    return Operand(_transposed(emit, x, value, transpose), None, None)
+    return Operand(swapped(emit, x, value, transpose), None, None)
 
 
 def _divided(emit: Emitter, x: Activation) -> ir.Value:
@@ -184,20 +202,49 @@ def _integer(
         codes = _op(emit, x, "Clip", codes, low, high)
     for node in layout:
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        codes = emit.op(node.op_type, [codes, *node.inputs[1:]], _part(emit, x), **attributes)
-    return _op(emit, x, "DequantizeLinear", _transposed(emit, x, codes, transpose), step, zero)
+        codes = emit.op(node.op_type, [codes, *node.inputs[1:]], part_of(emit, x), **attributes)
+    return _op(emit, x, "DequantizeLinear", swapped(emit, x, codes, transpose), step, zero)
 
 
-def _transposed(emit: Emitter, x: Activation, value: ir.Value, transpose: bool) -> ir.Value:
+def _adjacent(
+    emit: Emitter,
+    x: Activation,
+    value: ir.Value,
+    step: ir.Value,
+    zero_point: np.ndarray,
+    container: Container,
+    transpose: bool,
+) -> ir.Value:
+    """``Clip -> QuantizeLinear -> DequantizeLinear`` behind the transpose; parameters as for ``_integer``."""
+    value = swapped(emit, x, value, transpose)
+    if not container.is_filled_by(x.bits):
+        assert step.const_value is not None
+        low, high = clip_ends(step.const_value.numpy(), zero_point, x.bits)
+        ends = emit.constant(f"{x.name}.low", low, FLOAT), emit.constant(f"{x.name}.high", high, FLOAT)
+        value = _op(emit, x, "Clip", value, *ends)
+    stored = zero_point.astype(np.int64) - container.offset(x.bits)
+    zero = emit.constant(f"{x.name}.zero_point", stored, container.dtype)
+    return _op(emit, x, "DequantizeLinear", _op(emit, x, "QuantizeLinear", value, step, zero), step, zero)
+
+
+def clip_ends(step: np.ndarray, zero_point: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The floats that the smallest and the largest code of a grid with one scale stand for."""
+    zero = zero_point.astype(np.float32)
+    return -zero * step, (np.float32(2**bits - 1) - zero) * step
+
+
+def swapped(emit: Emitter, x: Activation, value: ir.Value, transpose: bool) -> ir.Value:
+    """``value``, of the shape of ``x``, with its last two axes swapped if ``transpose``."""
     if not transpose:
         return value
     rank = len(x.value.shape) if x.value.shape is not None else 4
-    return emit.op("Transpose", [value], _part(emit, x), perm=[*range(rank - 2), rank - 1, rank - 2])
+    return emit.op("Transpose", [value], part_of(emit, x), perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
 def _op(emit: Emitter, x: Activation, op_type: str, *inputs: ir.Value) -> ir.Value:
-    return emit.op(op_type, list(inputs), _part(emit, x))
+    return emit.op(op_type, list(inputs), part_of(emit, x))
 
 
-def _part(emit: Emitter, x: Activation) -> str:
+def part_of(emit: Emitter, x: Activation) -> str:
+    """What the layer calls ``x``: input, a or b."""
     return x.name.removeprefix(f"{emit.layer}.")

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import UsageError
 from .metadata import Description
+from .raw_image import TakeRawImage
 from .target import ExportTarget
 from .tidy import after_lowering, before_lowering
 from .trace import trace, trace_float
@@ -46,6 +47,16 @@ def checked_opset(opset: int | None, default: int) -> int:
             f"--opset is {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}, or none for the target's own."
         )
     return opset
+
+
+def with_raw_image(model: ir.Model, description: Description) -> ir.Model:
+    """A copy of a finished graph that takes uint8 ``[batch, h, w, 3]`` and normalises by itself."""
+    return _finish(model.clone(), (TakeRawImage(description.preprocessing),), description)
+
+
+def calibrated(model: ir.Model, passes: Sequence[ir.passes.PassBase], description: Description) -> ir.Model:
+    """A finished graph after the passes of ``ExportTarget.calibrated``."""
+    return _finish(model, passes, description)
 
 
 def _finish(model: ir.Model, passes: Sequence[ir.passes.PassBase], description: Description) -> ir.Model:

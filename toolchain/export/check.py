@@ -63,7 +63,7 @@ def check_unrounded(model: onnx.ModelProto, quantized: QuantModel, images: np.nd
         )
 
 
-def check_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agreement:
+def check_parity(path: Path | bytes, model: nn.Module, images: np.ndarray) -> Agreement:
     """The file must agree with ``model`` as the model agrees with itself, optimised and not; raises ExportError.
 
     Returns how it compares when optimised.
@@ -80,7 +80,22 @@ def check_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agreement:
     return found["optimised"]
 
 
-def check_float_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agreement:
+def check_raw_image(path: Path, floats: bytes, pixels: np.ndarray, images: np.ndarray) -> None:
+    """A file that takes ``pixels`` must give the same logits, to the last bit, as the one that takes ``images``.
+
+    Optimised and not; raises ExportError.
+    """
+    for optimize in (True, False):
+        wanted, found = _runtime(floats, optimize)(images), _runtime(path, optimize)(pixels)
+        if not np.array_equal(wanted, found):
+            raise ExportError(
+                f"with uint8 images the file's logits differ by up to {np.abs(wanted - found).max():.2g} from those "
+                "with normalised ones; wanted the same. Nothing was written. Leave out --input uint8, or report this "
+                "with the model's name."
+            )
+
+
+def check_float_parity(path: Path | bytes, model: nn.Module, images: np.ndarray) -> Agreement:
     """A float file's logits must be the model's up to rounding; raises ExportError."""
     agreement = compare(model, {"optimised": _runtime(path, True)}, images)["optimised"]
     if agreement.snr_db < FLOAT_SNR_DB:
@@ -91,20 +106,34 @@ def check_float_parity(path: Path, model: nn.Module, images: np.ndarray) -> Agre
     return agreement
 
 
-def count_kernels(path: Path) -> dict[str, int]:
-    """How many layers run on integer and on float kernels; raises ExportError where one cannot be found again."""
+def count_kernels(path: Path, allow_float: bool) -> dict[str, int]:
+    """How many layers run on integer and on float kernels.
+
+    Raises ExportError where a layer cannot be found again, or runs on floats and ``allow_float`` is False.
+    """
     kernels = layer_kernels(path)
     lost = [name for name, kernel in kernels.items() if kernel == "unknown"]
     if lost:
         raise ExportError(f"layers {', '.join(lost[:5])} are not found in the optimised graph. Nothing was written.")
+    slow = [name for name, kernel in kernels.items() if kernel == "float"]
+    if slow and not allow_float:
+        raise ExportError(
+            f"{len(slow)} of {len(kernels)} quantized layers would run on float kernels of ONNX Runtime: "
+            f"{', '.join(slow[:3])}{', ...' if len(slow) > 3 else ''}; wanted integer ones. Nothing was written. No "
+            "integer kernel takes a scale for each token of the values (the paper's recipes), or a convolution whose "
+            "patches overlap. Give --allow-float to write the file so, or quantize with --recipe deploy-w4a4."
+        )
     counts = Counter(kernels.values())
     return {"integer": counts["integer"], "float": counts["float"]}
 
 
 def _runtime(model: Path | bytes, optimize: bool) -> Predict:
     session = open_session(model, optimize=optimize)
+    batch = session.get_inputs()[0].shape[0]
 
     def predict(images: np.ndarray) -> np.ndarray:
-        return run_session(session, {"image": images}, "the exported file")[0]
+        size = batch if isinstance(batch, int) else len(images)
+        parts = (images[start : start + size] for start in range(0, len(images), size))
+        return np.concatenate([run_session(session, {"image": part}, "the exported file")[0] for part in parts])
 
     return predict

@@ -26,6 +26,8 @@ from .errors import ExportError
 
 DOMAIN = "fimaq"
 VERSION = 1
+TOKEN = "token"
+"""Attribute of an operator whose first operand is only one token: the axis, counted from the end, and the place."""
 
 
 def static_sizes(sizes: Iterable[int | ir.SymbolicDim]) -> list[int] | None:
@@ -36,10 +38,20 @@ def static_sizes(sizes: Iterable[int | ir.SymbolicDim]) -> list[int] | None:
 
 @final
 @dataclass(frozen=True)
+class Token:
+    """The one place along an axis, counted from the end, at which a tensor is computed."""
+
+    axis: int
+    place: int
+
+
+@final
+@dataclass(frozen=True)
 class Activation:
     """A tensor to quantize: ``code = clamp(round(value / scale) + zero_point, 0, 2**bits - 1)``.
 
-    ``name`` is what the run folder calls it (``<layer>.input``, ``<product>.a``, ``<product>.b``).
+    ``name`` is what the run folder calls it (``<layer>.input``, ``<product>.a``, ``<product>.b``). With ``token`` the
+    grid is that of all tokens, and ``value`` only the one of them.
     """
 
     name: str
@@ -47,6 +59,7 @@ class Activation:
     scale: np.ndarray
     zero_point: np.ndarray
     bits: int
+    token: Token | None = None
 
 
 @final
@@ -105,12 +118,12 @@ OpType = Literal["QLinear", "QConv", "QMatMul"]
 def read_op(node: ir.Node) -> QuantOp:
     """The layer a ``fimaq::`` node stands for; raises ExportError where the node is not one of the table above."""
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
-    layer = attributes["layer"]
+    layer, token = attributes["layer"], Token(*attributes[TOKEN]) if TOKEN in attributes else None
     match node.op_type:
         case "QLinear" | "QConv":
             x, codes, scale, zero_point, bias, x_scale, x_zero_point = node.inputs
             bits = attributes["activation_bits"]
-            activation = _activation(f"{layer}.input", x, x_scale, x_zero_point, bits)
+            activation = _activation(f"{layer}.input", x, x_scale, x_zero_point, bits, token)
             weight = Weight(
                 f"{layer}.weight",
                 _array(layer, codes),
@@ -127,7 +140,7 @@ def read_op(node: ir.Node) -> QuantOp:
             a, b, a_scale, a_zero_point, b_scale, b_zero_point = node.inputs
             return MatMulOp(
                 layer,
-                _activation(f"{layer}.a", a, a_scale, a_zero_point, attributes["a_bits"]),
+                _activation(f"{layer}.a", a, a_scale, a_zero_point, attributes["a_bits"], token),
                 _activation(f"{layer}.b", b, b_scale, b_zero_point, attributes["b_bits"]),
                 bool(attributes["transpose_b"]),
             )
@@ -136,14 +149,19 @@ def read_op(node: ir.Node) -> QuantOp:
 
 
 def _activation(
-    name: str, value: ir.Value | None, scale: ir.Value | None, zero_point: ir.Value | None, bits: int
+    name: str,
+    value: ir.Value | None,
+    scale: ir.Value | None,
+    zero_point: ir.Value | None,
+    bits: int,
+    token: Token | None = None,
 ) -> Activation:
     if value is None:
         raise ExportError(f"{name} has no tensor in the traced graph.")
     scales = _array(name, scale)
     if not bool((scales > 0).all()) or not bool(np.isfinite(scales).all()):
         raise ExportError(f"{name} has a scale that is not a positive number. Quantize the model again.")
-    return Activation(name, value, scales, _integers(name, _array(name, zero_point), bits), bits)
+    return Activation(name, value, scales, _integers(name, _array(name, zero_point), bits), bits, token)
 
 
 def _array(owner: str, value: ir.Value | None) -> np.ndarray:

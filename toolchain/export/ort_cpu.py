@@ -25,7 +25,9 @@ from .layout import SliceBeforeTranspose
 from .patches import PatchesToLinear
 from .qdq import LowerToQdq
 from .read_tokens import KeepReadToken
+from .scale_arrays import lower_array
 from .split_linear import SplitLinear
+from .target import ExportTarget
 
 UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))
 
@@ -60,11 +62,12 @@ class _Containers:
 
 @final
 @dataclass(frozen=True)
-class OrtCpu:
+class OrtCpu(ExportTarget):
     """Integer kernels of ONNX Runtime on a CPU."""
 
     name: str = "ort-cpu"
     default_opset: int = 21
+    integer: bool = True
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
         """Shapes first, then Q/DQ, then what ONNX Runtime has one operator for."""
@@ -73,6 +76,6 @@ class OrtCpu:
             PatchesToLinear(),
             SplitLinear(),
             KeepReadToken(),
-            LowerToQdq(_Containers(), before_layout=True),
+            LowerToQdq(_Containers(), before_layout=True, arrays=lower_array),
             FuseIntegerLinear(),
         ]

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from .activations import Container
 from .qdq import LowerToQdq
+from .target import ExportTarget
 
 UINT8, UINT4 = Container(ir.DataType.UINT8), Container(ir.DataType.UINT4)
 
@@ -39,7 +40,7 @@ class _Containers:
 
 @final
 @dataclass(frozen=True)
-class Portable:
+class Portable(ExportTarget):
     """Standard QuantizeLinear and DequantizeLinear."""
 
     name: str = "portable"

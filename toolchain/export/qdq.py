@@ -7,9 +7,10 @@ from typing import Protocol, final
 import numpy as np
 import onnx_ir as ir
 
-from .activations import FLOAT, ActivationLowering, Container, Operand
+from .activations import FLOAT, ActivationLowering, ArrayLowering, Container, Operand
 from .emit import Emitter
-from .ops import DOMAIN, ConvOp, LinearOp, MatMulOp, QuantOp, Weight, read_op
+from .one_token import of_token
+from .ops import DOMAIN, TOKEN, ConvOp, LinearOp, MatMulOp, QuantOp, Weight, read_op
 
 
 class Containers(Protocol):
@@ -30,22 +31,38 @@ class Containers(Protocol):
 
 @final
 class LowerToQdq(ir.passes.InPlacePass):
-    """Replaces every ``fimaq::`` operator; afterwards the graph holds standard operators only."""
+    """Replaces every ``fimaq::`` operator; afterwards the graph holds standard operators only.
 
-    def __init__(self, containers: Containers, *, before_layout: bool) -> None:
+    ``before_layout``, ``adjacent`` and ``arrays`` are those of ``ActivationLowering``.
+    """
+
+    def __init__(
+        self,
+        containers: Containers,
+        *,
+        before_layout: bool,
+        adjacent: bool = False,
+        arrays: ArrayLowering | None = None,
+    ) -> None:
         self.containers = containers
         self.before_layout = before_layout
-        self.activations = ActivationLowering(before_layout)
+        self.adjacent = adjacent
+        self.arrays = arrays
+        self.activations = ActivationLowering(before_layout, adjacent, arrays)
 
     def requires(self, model: ir.Model) -> None:
-        """Every operator of the ``fimaq`` domain must be known and hold constants."""
+        """Every operator of the ``fimaq`` domain must be known and hold constants; scale arrays are read whole."""
         for node in model.graph:
             if node.domain == DOMAIN:
                 read_op(node)
+                if TOKEN in node.attributes and self.arrays is None:
+                    raise ir.passes.PreconditionError(
+                        f"{node.name} computes one token; only ``arrays`` reads its scale."
+                    )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower all layers."""
-        self.activations = ActivationLowering(self.before_layout)
+        self.activations = ActivationLowering(self.before_layout, self.adjacent, self.arrays)
         lowered = 0
         for node in model.graph:
             if node.domain == DOMAIN:
@@ -96,14 +113,13 @@ class LowerToQdq(ir.passes.InPlacePass):
         )
 
     def _matmul(self, emit: Emitter, op: MatMulOp) -> ir.Value:
-        """Scales leave the product unless one varies along the axis it sums over."""
-        factored = not _varies(op.a.scale, -1) and not _varies(op.b.scale, -1 if op.transpose_b else -2)
-        a = self.activations.operand(emit, op.a, self.containers.left, factored=factored)
+        """A scale leaves the product unless it varies along the axis that is summed over."""
+        a = self.activations.operand(emit, op.a, self.containers.left, factored=not _varies(op.a.scale, -1))
         b = self.activations.operand(
             emit,
             op.b,
             lambda bits: self.containers.right(bits, a.bits),
-            factored=factored,
+            factored=not _varies(op.b.scale, -1 if op.transpose_b else -2),
             transpose=op.transpose_b,
         )
         return _scale(emit, emit.op("MatMul", [a.value, b.value]), a, b)
@@ -129,14 +145,14 @@ def _bias(emit: Emitter, bias: np.ndarray) -> ir.Value:
     return emit.constant(f"{emit.layer}.bias", bias, FLOAT)
 
 
-def _scale(emit: Emitter, product: ir.Value, *operands: Operand) -> ir.Value:
+def _scale(emit: Emitter, product: ir.Value, left: Operand, right: Operand | None = None) -> ir.Value:
     """Multiply by the scales left out of the operands, as one array where that is no larger than the larger of them."""
-    factors = [operand.factor for operand in operands if operand.factor is not None]
+    factors = [operand.factor for operand in (left, right) if operand is not None and operand.factor is not None]
     if len(factors) == 2:
         both = factors[0] * factors[1]
         if both.size <= max(factor.size for factor in factors):
             factors = [both]
     for i, factor in enumerate(factors):
         scale = emit.constant(f"{emit.layer}.factor{i or ''}", factor, FLOAT)
-        product = emit.op("Mul", [product, scale])
+        product = emit.op("Mul", [product, of_token(emit, scale, left.token, "factor")])
     return product

@@ -10,15 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from .emit import Emitter
-from .ops import DOMAIN, static_sizes
+from .ops import DOMAIN, TOKEN, static_sizes
 
 POINTWISE = frozenset({"Gelu", "Erf", "Tanh", "Sigmoid", "Relu", "Identity", "Cast"})
 BROADCAST = frozenset({"Add", "Sub", "Mul", "Div"})
 OVER_LAST = frozenset({"LayerNormalization", "Softmax"})
 """Operators that work along the last axis, as timm's do."""
-
-GRIDS = {"QLinear": (5, 6), "QMatMul": (2, 3)}
-"""Where an operator has the scale and zero point of its left operand."""
 
 
 @final
@@ -74,6 +71,9 @@ def _take_back(graph: ir.Graph, gather: ir.Node, axis: int, token: int) -> bool:
             node.replace_input_with(index, slices[whole, along])
     for value, along in narrow.items():
         _narrow(emit, value, along, token)
+    for (node, _), along in edges.items():
+        if node.domain == DOMAIN:
+            node.attributes[TOKEN] = ir.AttrInt64s(TOKEN, [along - len(node.outputs[0].shape or ()), token])
     gather.replace_input_with(1, emit.constant("token.first", np.array(0), ir.DataType.INT64))
     return True
 
@@ -86,7 +86,7 @@ def _through(node: ir.Node, axis: int) -> Mapping[int, int] | None:
     rank, kind = len(shape), node.op_type
     if node.domain == DOMAIN:
         rows = (kind == "QLinear" and axis != rank - 1) or (kind == "QMatMul" and axis == rank - 2)
-        return {0: axis} if rows and not _varies(node, axis, rank) else None
+        return {0: axis} if rows else None
     if kind in POINTWISE or (kind in OVER_LAST and axis != rank - 1):
         return {0: axis}
     if kind in BROADCAST:
@@ -96,13 +96,6 @@ def _through(node: ir.Node, axis: int) -> Mapping[int, int] | None:
     if kind in ("Reshape", "Squeeze", "Unsqueeze"):
         return _same_place(node, axis)
     return None
-
-
-def _varies(node: ir.Node, axis: int, rank: int) -> bool:
-    """Whether the operand that would be narrowed has a grid for each token: all of them belong in the file."""
-    grids = [node.inputs[place] for place in GRIDS[node.op_type]]
-    shapes = [(1,) * rank if grid is None or grid.shape is None else tuple(grid.shape) for grid in grids]
-    return any(len(shape) >= rank - axis and shape[axis - rank] != 1 for shape in shapes)
 
 
 def _broadcast(node: ir.Node, axis: int, rank: int, tokens: object) -> Mapping[int, int] | None:

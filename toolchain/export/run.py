@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,23 @@ import onnx
 
 from ..artifact import Artifact
 from ..data import ImageSet, calibration_sample, open_dataset
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import check_free, whole_file
+from ..image_input import InputKind
 from ..model import load_float
 from ..preprocess import Preprocessing
 from ..run_folder import load_run
-from .build import build_float, build_quantized
-from .check import check_float_parity, check_parity, check_stored, check_structure, check_unrounded, count_kernels
+from .build import build_float, build_quantized, calibrated, with_raw_image
+from .check import (
+    check_float_parity,
+    check_parity,
+    check_raw_image,
+    check_stored,
+    check_structure,
+    check_unrounded,
+    count_kernels,
+)
+from .lint import check_rules
 from .metadata import Description
 from .parity import Agreement
 from .serialize import serialize
@@ -25,6 +36,9 @@ from .targets import find_target
 
 FLOAT_IMAGES = 8
 """Random images suffice where nothing is rounded to few bits."""
+
+CALIBRATED_IMAGES = 32
+"""Images from which a target takes ranges that the run does not have."""
 
 
 def export_run(
@@ -36,18 +50,31 @@ def export_run(
     force: bool = False,
     images: int = 64,
     data: str | None = None,
+    allow_float: bool = False,
+    image: InputKind = "float",
 ) -> dict[str, Any]:
     """Write a run folder as a checked ONNX file; return the JSON object of ``fimaq-tool export``.
 
-    Parity is measured on ``images`` of the run's calibration images, or of ``data`` where that is given.
+    Parity is measured on ``images`` of the run's calibration images, or of ``data`` where that is given. A target for
+    integer kernels takes a layer that runs on a float one only with ``allow_float``. With ``image="uint8"`` the file
+    normalises images itself.
     Raises InputError for a run, output or data that cannot be used, ExportError where the file would not hold what it
     promises (then nothing is written), UsageError for an unknown target or opset.
     """
     chosen = find_target(target)
+    if image == "uint8" and chosen.rules:
+        raise UsageError(
+            f"target {target} takes normalised images: what is documented of its runtime holds for those only. "
+            "Leave out --input uint8."
+        )
     check_free(out, force)
+    for kind in chosen.companion_kinds:
+        check_free(_beside(out, kind), force)
     loaded = load_run(run)
     manifest = loaded.manifest
-    batch = _arrays(parity_images(manifest, images, data), loaded.preprocessing)
+    shown = parity_images(manifest, images, data)
+    pixels = np.stack([loaded.preprocessing.pixels(shown.load(index)) for index in range(len(shown))])
+    batch = _normalized(pixels, loaded.preprocessing)
     described = manifest["model"]
     description = Description(
         model=described["name"],
@@ -62,23 +89,43 @@ def export_run(
     size = tuple(described["input_size"])
     quantized = loaded.model
     graph = build_quantized(quantized.model, quantized.layers, (size[0], size[1], size[2]), chosen, opset, description)
-    content = serialize(graph).SerializeToString()
-    with whole_file(out, content) as written:
+    tensors, bits = Artifact.load(run).tensors, operand_bits(manifest["layers"])
+    if passes := chosen.calibrated(batch[:CALIBRATED_IMAGES]):
+        check_unrounded(serialize(graph), quantized, batch)
+        graph = calibrated(graph, passes, description)
+    floats = content = serialize(graph).SerializeToString()
+    if image == "uint8":
+        content = serialize(with_raw_image(graph, description)).SerializeToString()
+    with ExitStack() as files:
+        written = files.enter_context(whole_file(out, content))
         proto = onnx.load(written)
         check_structure(proto)
-        check_stored(proto, Artifact.load(run).tensors, operand_bits(manifest["layers"]))
-        check_unrounded(proto, quantized, batch)
-        agreement = check_parity(written, quantized, batch)
-        layers = count_kernels(written)
-    return _result(out, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))
+        check_rules(proto, target, chosen.rules)
+        check_stored(proto, tensors, bits)
+        if not passes:
+            check_unrounded(onnx.load_from_string(floats) if image == "uint8" else proto, quantized, batch)
+        agreement = check_parity(floats if image == "uint8" else written, quantized, batch)
+        if image == "uint8":
+            check_raw_image(written, floats, pixels, batch)
+        layers = count_kernels(written, allow_float or not chosen.integer)
+        for kind, beside in chosen.companions(proto).items():
+            files.enter_context(whole_file(_beside(out, kind), beside))
+    result = _result(out, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))
+    return result | {kind: str(_beside(out, kind)) for kind in chosen.companions(proto)}
 
 
 def export_float(
-    model: str, out: Path, *, weights: Path | None = None, opset: int | None = None, force: bool = False
+    model: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    opset: int | None = None,
+    force: bool = False,
+    image: InputKind = "float",
 ) -> dict[str, Any]:
     """Write a float model as ONNX with the metadata a quantized one has; return the JSON object of the command.
 
-    Raises as ``export_run`` does. Parity is measured on random images.
+    Raises as ``export_run`` does. Parity is measured on random images. ``image`` is as there.
     """
     check_free(out, force)
     loaded = load_float(model, weights)
@@ -90,12 +137,23 @@ def export_float(
         classes=loaded.classes,
     )
     graph = build_float(loaded.module, loaded.input_size, opset, description)
-    batch = np.random.default_rng(0).standard_normal((FLOAT_IMAGES, *loaded.input_size), dtype=np.float32)
-    with whole_file(out, serialize(graph).SerializeToString()) as written:
+    channels, height, width = loaded.input_size
+    pixels = np.random.default_rng(0).integers(0, 256, (FLOAT_IMAGES, height, width, channels), dtype=np.uint8)
+    batch = _normalized(pixels, loaded.preprocessing)
+    floats = content = serialize(graph).SerializeToString()
+    if image == "uint8":
+        content = serialize(with_raw_image(graph, description)).SerializeToString()
+    with whole_file(out, content) as written:
         check_structure(onnx.load(written))
-        agreement = check_float_parity(written, loaded.module, batch)
+        agreement = check_float_parity(floats if image == "uint8" else written, loaded.module, batch)
+        if image == "uint8":
+            check_raw_image(written, floats, pixels, batch)
     layers = {"integer": 0, "float": 0}
     return _result(out, "float", graph.opset_imports[""], layers, _parity(agreement, codes_equal=None))
+
+
+def _beside(out: Path, kind: str) -> Path:
+    return out.with_suffix(f".{kind}.json")
 
 
 def operand_bits(layers: list[Mapping[str, Any]]) -> dict[str, int]:
@@ -132,8 +190,8 @@ def parity_images(manifest: Mapping[str, Any], count: int, data: str | None) -> 
     return images.subset(calibration_sample(images, min(count, len(images)), seed=0))
 
 
-def _arrays(images: ImageSet, preprocessing: Preprocessing) -> np.ndarray:
-    return np.stack([preprocessing.apply(images.load(index)) for index in range(len(images))])
+def _normalized(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    return np.stack([preprocessing.normalize(image) for image in pixels])
 
 
 def _parity(agreement: Agreement, codes_equal: bool | None) -> dict[str, Any]:

@@ -13,13 +13,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from .activations import clip_ends
+from .annotate import WIDER
 from .emit import UNIT
 from .errors import ExportError
 from .integer_linear import OPERATOR
+from .zero_points import ZERO_POINTS
 
 PRODUCTS = ("MatMul", "Conv", OPERATOR)
 BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Round", "Mul"})
 """Operators between a quantized tensor's grid and its product."""
+
+AFTER = frozenset({"Mul", "Sub", "Reshape", "Transpose", "QuantizeLinear", "DequantizeLinear"})
+"""Operators between a product and its bias."""
+
+TOKEN = "token/"
+"""How the names of the nodes begin that cut one token out of an activation."""
 
 
 @final
@@ -47,6 +56,8 @@ class StoredLayers:
             if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 raise ExportError(f"layer {layer!r}: the weight does not come from DequantizeLinear.")
             source, scale, zero_point = dequantize.input
+            if (beside := self._nodes.get(f"{layer}/{ZERO_POINTS}/DequantizeLinear")) is not None:
+                zero_point = beside.input[0]
             axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
             if axis != (0 if product.op_type == "Conv" else 1):
                 raise ExportError(f"layer {layer!r}: weight scales run along axis {axis}.")
@@ -61,7 +72,7 @@ class StoredLayers:
     def activation(self, layer: str, operand: int, bits: int) -> dict[str, np.ndarray]:
         """Scale and zero point of the grid that operand 0 or 1 of the layer's product was quantized on."""
         parts = [self._activation(part, operand, bits) for part in self._parts(layer)]
-        if any(not np.array_equal(part[key], parts[0][key]) for part in parts for key in part):
+        if not all(_equal(*sorted((part[key], parts[0][key]), key=np.size)) for part in parts for key in part):
             raise ExportError(f"layer {layer!r}: operand {operand} is on one grid here and on another there.")
         return parts[0]
 
@@ -71,53 +82,109 @@ class StoredLayers:
         clipped = False
         while (node := self._producers.get(name)) is not None:
             match node.op_type:
+                case "QuantizeLinear" if self._widens(node):
+                    pass
                 case "QuantizeLinear" if self._constants[node.input[1]].name != UNIT:
+                    clipped = clipped or self._clipped_before(layer, operand, node, bits)
                     if not clipped and _container_bits(self._constant(node.input[2])) != bits:
                         raise ExportError(f"layer {layer!r}: operand {operand} is not clipped to {bits} bits.")
-                    zero_point = _unsigned(self._constant(node.input[2]), bits)
-                    return {"scale": self._constant(node.input[1]), "zero_point": zero_point}
+                    zero_point = self._constant(node.input[2])
+                    own = _unsigned(zero_point, bits) if low is None else _unshared(layer, zero_point, low)
+                    return {"scale": self._constant(node.input[1]), "zero_point": own}
                 case "QuantizeLinear":
                     zero_point = self._constant(node.input[2])
                     clipped = clipped or _container_bits(zero_point) == bits
-                    low = -_unsigned(zero_point, bits).astype(np.int64)
-                case "Clip":
+                    own = _unsigned(zero_point, bits) if low is None else _unshared(layer, zero_point, low)
+                    low = -own.astype(np.int64)
+                case "Clip" if low is None:
                     ends = np.array([self._constant(end) for end in node.input[1:3]])
                     if not np.array_equal(_unsigned(ends, bits), [0, 2**bits - 1]):
                         raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
                     clipped = True
                 case "Min":
-                    high = self._constant(node.input[1])
+                    high = self._grid(node.input[1])
                 case "Max":
-                    low = self._constant(node.input[1])
+                    low = self._grid(node.input[1])
                     if high is None or not np.array_equal(high - low, np.full_like(low, 2**bits - 1)):
                         raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
                     clipped = True
                 case "Div" if low is not None and not clipped:
                     raise ExportError(f"layer {layer!r}: operand {operand} is not clipped to {bits} bits.")
                 case "Div" if low is not None:
-                    return {"scale": self._constant(node.input[1]), "zero_point": (-low).astype(np.uint8)}
+                    return {"scale": self._grid(node.input[1]), "zero_point": -low}
                 case other if other not in BETWEEN:
                     break
             name = node.input[0]
         raise ExportError(f"layer {layer!r}: operand {operand} is not quantized in the file.")
 
-    def bias(self, layer: str) -> np.ndarray:
-        """What is added to the layer's product, flat."""
-        return np.concatenate([self._bias(part) for part in self._parts(layer)])
+    def _widens(self, quantize: onnx.NodeProto) -> bool:
+        """Whether QuantizeLinear repeats an 8-bit grid in 16 bits, where nothing can be rounded."""
+        narrow = self._producers.get(quantize.input[0])
+        if narrow is None or narrow.op_type != "DequantizeLinear":
+            return False
+        scale, zero_point = (self._constant(name) for name in narrow.input[1:3])
+        return np.array_equal(self._constant(quantize.input[1]), scale / np.float32(WIDER)) and np.array_equal(
+            self._constant(quantize.input[2]), zero_point.astype(np.int64) * WIDER
+        )
 
-    def _bias(self, layer: str) -> np.ndarray:
+    def _grid(self, name: str) -> np.ndarray:
+        """Numbers of a grid as int64 or float32, those of all tokens where only the one that is computed is read."""
+        node = self._producers.get(name)
+        if node is not None and node.op_type == "Slice":
+            if (place := self._constant(node.input[1]).item()) not in self._tokens():
+                raise ExportError(f"{node.input[0]} is read at token {place}, which is not the one that is computed.")
+            name = node.input[0]
+        array = self._constant(name)
+        return array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array
+
+    def _tokens(self) -> set[int]:
+        """The tokens that are cut out of an activation."""
+        slices = [node for name, node in self._nodes.items() if name.startswith(TOKEN) and node.op_type == "Slice"]
+        return {int(self._constant(node.input[1]).item()) for node in slices}
+
+    def _clipped_before(self, layer: str, operand: int, quantize: onnx.NodeProto, bits: int) -> bool:
+        """Whether a clip of floats stands before QuantizeLinear; raises ExportError where its ends are others."""
+        clip = self._producers.get(quantize.input[0])
+        if clip is None or clip.op_type != "Clip":
+            return False
+        zero_point = _unsigned(self._constant(quantize.input[2]), bits)
+        ends = clip_ends(self._constant(quantize.input[1]), zero_point, bits)
+        if not all(np.array_equal(self._constant(name), end) for name, end in zip(clip.input[1:3], ends, strict=True)):
+            raise ExportError(f"layer {layer!r}: operand {operand} is clipped to other than {bits} bits.")
+        return True
+
+    def bias(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """What is added to the layer's product, flat, and half a step of the grid it is on (0 where it is float)."""
+        parts = [self._bias(part) for part in self._parts(layer)]
+        value, half = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return value, half
+
+    def _bias(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
         product = self._product(layer)
         if product.op_type == OPERATOR:
-            return self._constant(product.input[6])
+            return self._addend(product.input[6])
         if product.op_type == "Conv" and len(product.input) > 2:
-            return self._constant(product.input[2]).reshape(-1)
+            return self._addend(product.input[2])
         node = self._consumers.get(product.output[0])
-        while node is not None and node.op_type in ("Mul", "Reshape", "Transpose"):
+        while node is not None and node.op_type in AFTER:
             node = self._consumers.get(node.output[0])
-        constants = [name for name in node.input if name in self._constants] if node is not None else []
+        constants = [name for name in node.input if self._is_addend(name)] if node is not None else []
         if node is None or node.op_type != "Add" or not constants:
             raise ExportError(f"layer {layer!r} has lost its bias.")
-        return self._constant(constants[0]).reshape(-1)
+        return self._addend(constants[0])
+
+    def _is_addend(self, name: str) -> bool:
+        node = self._producers.get(name)
+        return name in self._constants or (node is not None and node.input[0] in self._constants)
+
+    def _addend(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        node = self._producers.get(name)
+        if node is None:
+            value = self._constant(name).reshape(-1)
+            return value, np.zeros_like(value)
+        codes, scale, zero_point = (self._constant(part) for part in node.input)
+        value = (codes.astype(np.float64) - zero_point) * scale.astype(np.float64)
+        return value.reshape(-1), np.broadcast_to(scale.astype(np.float64) / 2, codes.shape).reshape(-1)
 
     def _parts(self, layer: str) -> list[str]:
         """The layer itself, or ``<layer>.0``, ``<layer>.1``, ... where it was split by its outputs."""
@@ -152,13 +219,15 @@ def stored_differences(
         if part == "weight":
             found = stored.weight(layer, tensors[f"{name}.codes"].shape, width)
             bias = tensors.get(f"model.{layer}.bias")
-            if bias is not None and not np.array_equal(stored.bias(layer), bias):
+            if bias is not None and not _near(bias, *stored.bias(layer)):
                 yield f"model.{layer}.bias"
         else:
             found = stored.activation(layer, 1 if part == "b" else 0, width)
+        joint = np.broadcast_shapes(*(tensors[f"{name}.{key}"].shape for key in ("scale", "zero_point")))
         for key, value in found.items():
             expected = tensors[f"{name}.{key}"]
-            if not _equal(value, expected):
+            whole = expected if part == "weight" else np.broadcast_to(expected, joint)
+            if not (_equal(value, expected) or _equal(value, whole)):
                 yield f"{name}.{key}"
 
 
@@ -167,6 +236,19 @@ def _equal(found: np.ndarray, expected: np.ndarray) -> bool:
     if found.size != expected.size and found.size != 1:
         return False
     return bool(np.all(found.reshape(-1) == expected.reshape(-1)))
+
+
+def _near(expected: np.ndarray, found: np.ndarray, half: np.ndarray) -> bool:
+    """Equal, or where ``found`` is on a grid of its own, the nearest number of that."""
+    return found.shape == expected.shape and bool(np.all(abs(found - expected) <= half * (1 + 1e-6)))
+
+
+def _unshared(layer: str, shared: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Zero points where codes on one shared zero point are bounded from ``least`` on."""
+    first = shared.reshape(-1)[0]
+    if not np.all(shared == first):
+        raise ExportError(f"layer {layer!r}: bounds are set on codes that have no common zero point.")
+    return np.asarray(int(first) - least.astype(np.int64))
 
 
 def _container_bits(zero_point: np.ndarray) -> int:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import UsageError
+from .openvino import OpenVino
 from .ort_cpu import OrtCpu
 from .portable import Portable
+from .qnn import Qnn
 from .target import ExportTarget
+from .tensorrt import TensorRt
 
-TARGETS: Mapping[str, ExportTarget] = {target.name: target for target in (OrtCpu(), Portable())}
+TARGETS: Mapping[str, ExportTarget] = {
+    target.name: target for target in (OrtCpu(), Portable(), OpenVino(), TensorRt(), Qnn())
+}
 
 
 def find_target(name: str) -> ExportTarget:

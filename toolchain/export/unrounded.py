@@ -45,6 +45,7 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
         ):
             nodes.append(node)
             continue
+        node = _along_axis(node, constants)
         if node.op_type in ZERO_POINT:
             zero = node.input[ZERO_POINT[node.op_type]] + ZERO
             if zero not in constants:
@@ -55,6 +56,21 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
         del repeated[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants.values())
+    return result
+
+
+def _along_axis(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> onnx.NodeProto:
+    """The node with scales and zero points in a shape that broadcasts, where they run along an axis (from the end)."""
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
+    if node.op_type not in GRIDS or axis is None:
+        return node
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    for place in (1, 2):
+        name = f"{node.input[place]}/rows"
+        array = numpy_helper.to_array(constants[node.input[place]]).reshape(-1, *[1] * (-axis - 1))
+        constants[name] = numpy_helper.from_array(array, name)
+        result.input[place] = name
     return result
 
 

@@ -115,7 +115,7 @@ def _one_run(run: _Run, plan: Plan, device: str, progress: Progress) -> dict[str
             )
             quantize(request, progress)
         manifest = read_manifest(run.path)
-        exported = export_run(run.path, run.onnx, force=True, images=PARITY_IMAGES, data=plan.calib)
+        exported = export_run(run.path, run.onnx, force=True, images=PARITY_IMAGES, data=plan.calib, allow_float=True)
         made = {
             "wbits": recipe.weights.bits,
             "abits": recipe.activations.bits,

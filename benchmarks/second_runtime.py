@@ -1,0 +1,156 @@
+"""Does a second runtime agree? OpenVINO against ONNX Runtime and the torch model, on a whole validation set.
+
+    python benchmarks/second_runtime.py RUN [RUN ...] --data VAL --out RESULTS.jsonl [--limit N]
+    python benchmarks/second_runtime.py table RESULTS.jsonl
+
+For every run: its `ort-cpu` file in ONNX Runtime, its `openvino` file in both runtimes (OpenVINO's inference precision
+f32, and bf16, its default on CPUs that have it), each against the fake-quantized torch model in float32. Beside them
+the noise floor, that model against its own float64 copy. Top-1 differences are from ONNX Runtime's `ort-cpu` file,
+with the paired 95 % interval of the gate (Tango).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from fimaq.deploy.gate.statistics import paired_interval
+from fimaq.toolchain.data import open_dataset
+from fimaq.toolchain.export import export_run
+from fimaq.toolchain.export.parity import Agreement, snr_db, torch_predictor
+from fimaq.toolchain.run_folder import load_run
+from fimaq.toolchain.runtime import open_session
+
+BATCH = 16
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def logits(predict: Predict, images: np.ndarray) -> np.ndarray:
+    """All images' logits, ``BATCH`` at a time."""
+    return np.concatenate([predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+
+
+def in_onnx_runtime(path: Path) -> Predict:
+    """A file in ONNX Runtime, one thread."""
+    session = open_session(path, threads=1)
+    return lambda batch: session.run(None, {"image": batch})[0]
+
+
+def in_openvino(path: Path, precision: str) -> tuple[Predict, dict[str, int]]:
+    """A file in OpenVINO, one thread; and how many products run on which kernels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(path), "CPU", options)
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    names = [(info["layerType"].astype(str), info["primitiveType"].astype(str)) for info in infos]
+    kernels = Counter(f"{layer} {kernel}" for layer, kernel in names if layer in PRODUCTS)
+    return lambda batch: compiled({"image": batch})[0], dict(kernels)
+
+
+def compared(found: np.ndarray, reference: np.ndarray, labels: np.ndarray, base: np.ndarray, floor: np.ndarray) -> Any:
+    """One runtime against the torch model (``reference``) and against ``base``, ONNX Runtime's ``ort-cpu`` file."""
+    right, before = found.argmax(1) == labels, base.argmax(1) == labels
+    fixed, broken, n = int((right & ~before).sum()), int((before & ~right).sum()), len(labels)
+    low, high = paired_interval(fixed, broken, n, 0.95)
+    agrees = found.argmax(1) == reference.argmax(1)
+    return {
+        "top1": 100 * float(right.mean()),
+        "difference": 100 * (fixed - broken) / n,
+        "interval": [100 * float(low), 100 * float(high)],
+        "agrees_with_torch": 100 * float(agrees.mean()),
+        "below_floor_p": Agreement(agrees, floor, 0.0, 0.0).p_value,
+        "agrees_with_ort": 100 * float((found.argmax(1) == base.argmax(1)).mean()),
+        "snr_db": snr_db(reference, found),
+    }
+
+
+def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
+    """One row."""
+    loaded = load_run(run)
+    dataset = open_dataset(str(data), classes=loaded.classes).take(limit)
+    images = np.stack([loaded.preprocessing.apply(dataset.load(i)) for i in range(len(dataset))])
+    labels = np.asarray(dataset.labels)
+    single = logits(torch_predictor(loaded.model, torch.float32), images)
+    double = logits(torch_predictor(loaded.model, torch.float64), images)
+    floor = single.argmax(1) == double.argmax(1)
+    row: dict[str, Any] = {
+        "run": run.name,
+        "recipe": loaded.manifest["recipe"]["name"],
+        "model": loaded.manifest["model"]["name"],
+        "n": len(labels),
+        "torch_top1": 100 * float((single.argmax(1) == labels).mean()),
+        "noise_floor": 100 * float(floor.mean()),
+        "floor_snr_db": snr_db(single, double),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        ort, openvino = Path(folder, "ort.onnx"), Path(folder, "openvino.onnx")
+        export_run(run, ort, images=16)
+        export_run(run, openvino, target="openvino", images=16)
+        base = logits(in_onnx_runtime(ort), images)
+        results = {"ort-cpu file, ONNX Runtime": base}
+        results["openvino file, ONNX Runtime"] = logits(in_onnx_runtime(openvino), images)
+        for precision in ("f32", "bf16"):
+            predict, row[f"kernels {precision}"] = in_openvino(openvino, precision)
+            results[f"openvino file, OpenVINO {precision}"] = logits(predict, images)
+    row["runtimes"] = {name: compared(found, single, labels, base, floor) for name, found in results.items()}
+    return row
+
+
+def table(path: Path) -> str:
+    """The rows of a results file as Markdown."""
+    lines = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        for name, found in row["runtimes"].items():
+            low, high = found["interval"]
+            lines.append(
+                [
+                    f"{row['model']}, {row['recipe']}",
+                    name,
+                    f"{found['top1']:.2f}",
+                    f"{found['difference']:+.2f} ({low:+.2f} to {high:+.2f})",
+                    f"{found['agrees_with_torch']:.1f} / {row['noise_floor']:.1f}",
+                    f"{found['agrees_with_ort']:.1f}",
+                    f"{found['snr_db']:.1f}",
+                ]
+            )
+    heads = ["run", "where", "top-1", "difference (95 %)", "agrees with torch / floor", "agrees with ORT", "SNR dB"]
+    return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Measure, or print the table."""
+    if sys.argv[1:2] == ["table"]:
+        print(table(Path(sys.argv[2])))
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    given = parser.parse_args()
+    for run in given.runs:
+        row = measure(run, given.data, given.limit)
+        with given.out.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

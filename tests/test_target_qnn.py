@@ -1,0 +1,134 @@
+"""Target qnn: one image, 16-bit grids round about, encodings beside the file, and Qualcomm's emulator of the HTP."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_runs import lowered, small_model, small_run
+from test_export import SIZE
+
+from fimaq.toolchain.artifact import Artifact
+from fimaq.toolchain.errors import InputError
+from fimaq.toolchain.evaluate import OrtPredictor
+from fimaq.toolchain.export import export_run
+from fimaq.toolchain.export.annotate import LEVELS, grid_over
+from fimaq.toolchain.export.parity import snr_db
+from fimaq.toolchain.runtime import open_session
+
+SYMMETRIC_WEIGHTS = (True, False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("qnn"), "vit", 4, 8, SYMMETRIC_WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "model.onnx"
+    return out, export_run(run, out, target="qnn", images=12)
+
+
+def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    session = open_session(model.SerializeToString(), threads=1)
+    return np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+
+
+def test_a_run_becomes_a_file_for_one_image_and_its_encodings(exported):
+    out, result = exported
+    beside = out.with_suffix(".encodings.json")
+    assert result["target"] == "qnn"
+    assert result["encodings"] == str(beside)
+    assert result["parity"]["codes_equal"] is True
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.encodings.json", "model.onnx"]
+    predictor = OrtPredictor(out)
+    assert predictor.fixed_batch == 1
+    assert predictor(np.zeros((3, *SIZE), np.float32)).shape == (3, 5)
+
+
+def test_encodings_are_the_grids_of_the_run(exported, run):
+    out, _ = exported
+    read = json.loads(out.with_suffix(".encodings.json").read_text())
+    tensors, graph = Artifact.load(run).tensors, onnx.load(out).graph
+    assert read["version"] == "0.6.1"
+    assert set(read) == {"version", "activation_encodings", "param_encodings", "quantizer_args"}
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    assert set(read["activation_encodings"]) | set(read["param_encodings"]) <= names
+    weights = {name: value for name, value in read["param_encodings"].items() if name.endswith(".weight.codes")}
+    assert len(weights) == sum(name.endswith(".weight.codes") for name in tensors)
+    for name, entries in weights.items():
+        scale = tensors[name.replace(".codes", ".scale")]
+        assert [entry["scale"] for entry in entries] == scale.tolist()
+        for entry in entries:
+            assert (entry["bitwidth"], entry["offset"], entry["is_symmetric"]) == (4, -8, "True")
+            assert entry["min"] == -8 * entry["scale"]
+            assert entry["max"] == 7 * entry["scale"]
+    quantizers = {node.name: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    for name in (name for name in tensors if name.endswith(".input.scale")):
+        layer = name.removesuffix(".input.scale")
+        (entry,) = read["activation_encodings"][quantizers[f"{layer}/input/QuantizeLinear"].input[0]]
+        assert entry["bitwidth"] == 8
+        assert entry["scale"] == float(tensors[name])
+        assert entry["offset"] == -int(tensors[name.replace(".scale", ".zero_point")])
+        assert entry["max"] - entry["min"] == pytest.approx(255 * entry["scale"])
+
+
+def test_nothing_is_left_half_written(run, tmp_path):
+    out, beside = tmp_path / "model.onnx", tmp_path / "model.encodings.json"
+    beside.write_text("mine")
+    with pytest.raises(InputError, match=r"encodings\.json exists"):
+        export_run(run, out, target="qnn", images=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.encodings.json"]
+    assert beside.read_text() == "mine"
+    export_run(run, out, target="qnn", images=2, force=True)
+    assert json.loads(beside.read_text())["version"] == "0.6.1"
+
+
+def test_sixteen_bits_round_about_change_little():
+    """Off the 8-bit ties the annotated graph computes the plain one up to 16 bits; on some a code moves."""
+    model = small_model("vit", 4, 8, SYMMETRIC_WEIGHTS)
+    images = np.random.default_rng(1).standard_normal((8, *SIZE), dtype=np.float32)
+    plain, annotated = lowered(model, "qnn"), lowered(model, "qnn", images[:4])
+    found = logits(annotated, images)
+    assert snr_db(logits(plain, images), found) > 30
+    # The same codes and grids of the layers are in both.
+    constants = [{t.name: numpy_helper.to_array(t) for t in proto.graph.initializer} for proto in (plain, annotated)]
+    kept = [name for name in constants[0] if name.endswith((".weight.codes", ".weight.scale", ".input.scale"))]
+    assert len(kept) == 30
+    for name in kept:
+        np.testing.assert_array_equal(constants[0][name], constants[1][name])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)])
+def test_a_grid_spans_its_range_and_zero(low, high):
+    scale, zero_point = grid_over(low, high)
+    assert 0 <= zero_point <= LEVELS
+    assert zero_point == round(float(zero_point))
+    ends = (0 - zero_point) * scale, (LEVELS - zero_point) * scale
+    assert ends[0] <= min(low, 0) + scale
+    assert ends[1] >= max(high, 0) - scale
+    assert scale <= (max(high, 0) - min(low, 0)) / LEVELS * 1.0001 + 1e-12
+
+
+def test_the_file_runs_whole_in_the_emulator_of_the_htp(exported):
+    """Nothing falls back to the CPU, and the result is ONNX Runtime's up to the HTP's 16-bit arithmetic."""
+    qnn = pytest.importorskip(
+        "onnxruntime_qnn",
+        reason="onnxruntime-qnn is not installed: pip install --no-deps onnxruntime-qnn (x86-64 Linux)",
+    )
+    import onnxruntime as ort
+
+    out, _ = exported
+    if not any(device.ep_name == "QNNExecutionProvider" for device in ort.get_ep_devices()):
+        ort.register_execution_provider_library("QNNExecutionProvider", qnn.get_library_path())
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == "QNNExecutionProvider"]
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    options.add_provider_for_devices(devices, {"backend_path": qnn.get_qnn_htp_path()})
+    session = ort.InferenceSession(out.read_bytes(), options)
+    images = np.random.default_rng(2).standard_normal((3, *SIZE), dtype=np.float32)
+    found = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+    assert snr_db(logits(onnx.load(out), images), found) > 25
