@@ -689,7 +689,8 @@ def test_no_variable_can_name_or_overwrite_an_output(quantized, tmp_path):
 
 def test_export_of_a_run(exported):
     assert only_json(invoke("export", "run", "-o", "m.onnx", "--opset", "20", "--data", "d", "--json")) == EXPORTED
-    options = {"target": "ort-cpu", "opset": 20, "force": False, "images": 128, "data": "d", "allow_float": False}
+    options = {"target": "ort-cpu", "opset": 20, "force": False, "images": 128, "data": "d"}
+    options |= {"allow_float": False, "image": "float"}
     assert exported.calls == [("run", Path("run"), Path("m.onnx"), options)]
     assert invoke("export", "run", "-o", "m.onnx", "--allow-float").exit_code == 0
     assert exported.calls[-1][3]["allow_float"] is True
@@ -698,7 +699,7 @@ def test_export_of_a_run(exported):
 def test_export_of_a_float_model(exported):
     words = ["export", "demo_vit", "--float", "--weights", "w.pth", "-o", "m.onnx", "--force", "--json"]
     assert only_json(invoke(*words))["onnx"] == "m.onnx"
-    options = {"weights": Path("w.pth"), "opset": None, "force": True}
+    options = {"weights": Path("w.pth"), "opset": None, "force": True, "image": "float"}
     assert exported.calls == [("float", "demo_vit", Path("m.onnx"), options)]
 
 

@@ -115,7 +115,7 @@ def test_the_fast_step_learns_what_the_plain_one_learns(how):
             theirs, ours = getattr(layer, slot), getattr(layers[name], slot)
             if isinstance(theirs, PlainWeight):
                 difference = (watching.alphas[name] - theirs.alpha.detach()).abs()
-                assert difference.median() < 1e-4, name
+                assert difference.median() < 1e-3, name  # a twentieth of a step
                 assert (difference > 0.02).float().mean() < 0.01, name  # a step
                 start = -torch.log(1.2 / (layer.weight / theirs.scale - theirs.floor + 0.1) - 1)
                 moved = max(moved, float((theirs.alpha - start).detach().abs().max()))

@@ -25,6 +25,8 @@ from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer
 from fimaq.toolchain.recipe import Recipe
 from fimaq.toolchain.reconstruct import reconstruct
+from fimaq.toolchain.reconstruct.cache import BlockInputs
+from fimaq.toolchain.reconstruct.store import RamStore
 from fimaq.toolchain.run_folder import layer_rows, load_run, run_tensors
 
 VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -74,7 +76,8 @@ def quantized(name: str, folder: Path, settings: Recipe) -> tuple[QuantModel, Ar
     model = wrap(module, (3, size, size))
     calibrate(model, images(size), settings, NullProgress())
     folder.mkdir(exist_ok=True)
-    reconstruct(model, images(size), settings, NullProgress(), lambda row: None, Checkpoint(folder))
+    inputs = BlockInputs(images(size), images(size))
+    reconstruct(model, inputs, settings, NullProgress(), lambda row: None, Checkpoint(folder), RamStore())
     manifest = {
         "model": description,
         "layers": layer_rows(model),
