@@ -24,7 +24,6 @@ from fimaq.toolchain.export.build import build_quantized
 from fimaq.toolchain.export.metadata import Description
 from fimaq.toolchain.export.ort_cpu import OrtCpu
 from fimaq.toolchain.export.qdq import LowerToQdq
-from fimaq.toolchain.export.serialize import serialize
 from fimaq.toolchain.export.target import ExportTarget
 from fimaq.toolchain.run_folder import load_run
 from fimaq.toolchain.runtime import open_session
@@ -67,7 +66,7 @@ def graphs(run: Path) -> dict[str, bytes]:
     c, h, w = model["input_size"]
     layers = loaded.model.layers
     return {
-        title: serialize(
+        title: ir.serde.serialize_model(
             build_quantized(loaded.model.model, layers, (c, h, w), Without(left_out=choice), None, description)
         ).SerializeToString()
         for title, choice in choices.items()

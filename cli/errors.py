@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fimaq.toolchain.distributed.launch import is_first
 from fimaq.toolchain.errors import EnvironmentProblem, FimaqError, UsageError
 
 EXIT_INTERNAL = 70
@@ -28,7 +29,7 @@ def report(error: BaseException, meta: Mapping[str, Any]) -> int:
     message, exit_code = _told(error)
     if exit_code == EXIT_INTERNAL and not meta.get(DEBUG):
         message += " Run it again with --debug and report what it prints, with `fimaq-tool env`."
-    if meta.get(JSON) and not meta.get(EMITTED):
+    if meta.get(JSON) and not meta.get(EMITTED) and is_first():
         kind = UsageError.__name__ if isinstance(error, click.UsageError) else type(error).__name__
         click.echo(json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}))
     if isinstance(error, click.ClickException):  # click shows it, with the command's usage

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fimaq.toolchain.distributed.launch import Launch, read_launch
 from fimaq.toolchain.errors import InputError, UsageError
 
 from .options import FILE, count, debug_option, example, force_option, given, json_option, option
@@ -16,6 +17,7 @@ from .output import emit, library_output, next_command, note, size
 from .progress import progress
 
 if TYPE_CHECKING:
+    from fimaq.toolchain.distributed.ranks import Ranks
     from fimaq.toolchain.evaluate import Predictor
     from fimaq.toolchain.evaluate.prefetch import Prepare
 
@@ -81,6 +83,11 @@ def _check(source: Path | None, options: dict[str, Any]) -> None:
         if given(name):
             why = "has no meaning for a server. Leave it out." if endpoint else "is for a server. Give its --endpoint."
             raise UsageError(f"--{name.replace('_', '-')} {why}")
+    if options["provider"] != "cpu" and read_launch().size > 1:
+        raise UsageError(
+            f"--provider {options['provider']} is for one process: all would compute on the same GPU. "
+            "Leave out the launcher, or give --backend torch, where each has its own."
+        )
     if source is None and not endpoint:
         raise UsageError("got no model; wanted MODEL.onnx, a RUN, or the --endpoint of a server.")
 
@@ -88,31 +95,56 @@ def _check(source: Path | None, options: dict[str, Any]) -> None:
 def _run(source: Path | None, data: str, out: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     from fimaq.toolchain.data import open_dataset
     from fimaq.toolchain.evaluate import evaluate
+    from fimaq.toolchain.evaluate.prefetch import default_workers
     from fimaq.toolchain.evaluate.result import check_result_path
 
     if out is not None:
         check_result_path(out, options["force"])
-    with _predictor(source, options) as (predictor, prepare):
+    launch = read_launch()
+    with _ranks(launch) as ranks, _predictor(source, options, launch) as (predictor, prepare):
         images = open_dataset(data, labels_file=options["labels"], classes=predictor.classes)
         found = evaluate(
             predictor,
             images,
             batch_size=options["batch_size"],
-            workers=options["workers"],
+            workers=_part(options["workers"], default_workers(), launch),
             limit=options["limit"],
             on_corrupt="skip" if options["skip_corrupt"] else "error",
             progress=progress(),
             prepare=prepare,
+            ranks=ranks,
         )
-    if out is not None:
+    if out is not None and launch.first:
         found.save(out, options["force"])
     return found.to_json()
 
 
+def _part(asked: int | None, cores: int, launch: Launch) -> int | None:
+    """Threads of one of the processes that share a machine, unless they were asked for."""
+    return asked if asked is not None or launch.local_size == 1 else max(1, cores // launch.local_size)
+
+
 @contextlib.contextmanager
-def _predictor(source: Path | None, options: dict[str, Any]) -> Iterator[tuple[Predictor, Prepare | None]]:
+def _ranks(launch: Launch) -> Iterator[Ranks | None]:
+    """The processes of a job of several; None, without torch, for one by itself."""
+    if launch.size == 1:
+        yield None
+        return
+    import torch
+
+    from fimaq.toolchain.distributed.ranks import joined
+
+    with joined(launch, torch.device("cpu")) as ranks:  # only results travel
+        yield ranks
+
+
+@contextlib.contextmanager
+def _predictor(
+    source: Path | None, options: dict[str, Any], launch: Launch
+) -> Iterator[tuple[Predictor, Prepare | None]]:
     """What computes the logits, and what is done to each image for it where that is not its own preprocessing."""
     from fimaq.toolchain.evaluate import OrtPredictor
+    from fimaq.toolchain.runtime import usable_cores
 
     if options["endpoint"] is not None:
         from fimaq.toolchain.evaluate.endpoint import EndpointPredictor
@@ -127,14 +159,14 @@ def _predictor(source: Path | None, options: dict[str, Any]) -> Iterator[tuple[P
     if options["backend"] == "torch":
         from fimaq.toolchain.evaluate.torch_backend import TorchPredictor
 
-        yield TorchPredictor(source, _device(options["device"])), None
+        yield TorchPredictor(source, _device(options["device"], launch)), None
         return
     if source.is_dir():
         raise InputError(
             f"{source} is a folder; wanted an ONNX file. For a run folder add --backend torch, or export it first: "
             f"fimaq-tool export {source} -o {source}.onnx."
         )
-    yield OrtPredictor(source, options["provider"], options["threads"]), None
+    yield OrtPredictor(source, options["provider"], _part(options["threads"], usable_cores(), launch)), None
 
 
 def _key(path: Path | None) -> str | None:
@@ -146,10 +178,12 @@ def _key(path: Path | None) -> str | None:
         raise InputError(f"the key file {path} cannot be read ({error}). Correct --key-file.") from error
 
 
-def _device(name: str) -> str:
+def _device(name: str, launch: Launch) -> str:
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{launch.local_rank}" if name == "cuda" and launch.size > 1 else name
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -22,6 +22,13 @@ from .output import emit, library_output, next_command, size
 @option("--opset", type=count(), help="ONNX opset; the target's own by default.")
 @option("--float", "as_float", is_flag=True, help="Export the float model of that name: the baseline.")
 @option("--weights", type=FILE, help="With --float: a local state dict.")
+@option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="With --float: what the file computes in. float16 is CUDA's fast path; images and logits stay float32.",
+)
 @option("--data", metavar="DIR", help="Images for a run's parity check; else its calibration images.")
 @option(
     "--input",
@@ -53,6 +60,8 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
         raise UsageError(f"-o {out} does not end in .onnx. Give -o {out.with_suffix('.onnx')}.")
     if given("weights") and not as_float:
         raise UsageError("--weights is for --float; a run holds its own weights. Leave out --weights.")
+    if given("dtype") and not as_float:
+        raise UsageError("--dtype is for --float; a run's layers compute on integers. Leave out --dtype.")
     if not as_float and not Path(source).exists():
         raise InputError(
             f"there is no run folder {source}; wanted the -o folder of `fimaq-tool quantize`. For a float model by its "
@@ -69,6 +78,7 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
                 opset=options["opset"],
                 force=options["force"],
                 image=options["image"],
+                dtype=options["dtype"],
             )
         else:
             from fimaq.toolchain.export import export_run

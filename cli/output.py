@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from fimaq.toolchain.distributed.launch import is_first
+
 from .errors import EMITTED
 
 
@@ -23,8 +25,9 @@ def library_output() -> Iterator[None]:
 
 
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
-    """Print the result: one JSON object, or the text for people."""
-    click.echo(json.dumps(result, allow_nan=False, default=_path) if as_json else text)
+    """Print the result: one JSON object, or the text for people; of a job's processes the first one does."""
+    if is_first():
+        click.echo(json.dumps(result, allow_nan=False, default=_path) if as_json else text)
     click.get_current_context().meta[EMITTED] = True
 
 
@@ -35,8 +38,9 @@ def _path(value: object) -> str:
 
 
 def note(message: str) -> None:
-    """A line for the person watching, on stderr."""
-    click.echo(message, err=True)
+    """A line for the person watching, on stderr; of a job's processes the first one writes it."""
+    if is_first():
+        click.echo(message, err=True)
 
 
 def next_command(*words: str | Path) -> None:

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any, final
 
 import click
 
+from fimaq.toolchain.distributed.launch import is_first
+from fimaq.toolchain.progress import NullProgress
+
 if TYPE_CHECKING:
     from fimaq.toolchain.progress import Progress, Task
 
 
 def progress() -> Progress:
-    """Bars where stderr is a terminal, else lines."""
+    """Bars where stderr is a terminal, else lines; nothing in a job's processes but the first."""
+    if not is_first():
+        return NullProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 

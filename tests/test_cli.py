@@ -699,7 +699,7 @@ def test_export_of_a_run(exported):
 def test_export_of_a_float_model(exported):
     words = ["export", "demo_vit", "--float", "--weights", "w.pth", "-o", "m.onnx", "--force", "--json"]
     assert only_json(invoke(*words))["onnx"] == "m.onnx"
-    options = {"weights": Path("w.pth"), "opset": None, "force": True, "image": "float"}
+    options = {"weights": Path("w.pth"), "opset": None, "force": True, "image": "float", "dtype": "float32"}
     assert exported.calls == [("float", "demo_vit", Path("m.onnx"), options)]
 
 

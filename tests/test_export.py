@@ -571,7 +571,7 @@ def test_other_images_stand_in_for_calibration_images(images):
 
 @pytest.mark.parametrize("fault", ["codes", "bias", "clip", "wiring", "norm", "embedding", "zero point", "invalid"])
 def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fault):
-    from fimaq.toolchain.export import run as module
+    from fimaq.toolchain.export import model_files
 
     def broken(model: ir.Model) -> onnx.ModelProto:
         proto = ir.serde.serialize_model(model)
@@ -599,7 +599,7 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
             product.input[4] = moved.name
         return proto
 
-    monkeypatch.setattr(module, "serialize", broken)
+    monkeypatch.setattr(model_files, "serialize_model", broken)
     message = {
         "codes": "would not hold blocks.1.mlp.fc2.weight.codes of the run exactly",
         "bias": "would not hold model.blocks.0.attn.qkv.bias of the run exactly",
@@ -624,7 +624,7 @@ def test_a_file_that_predicts_otherwise_at_one_level_of_optimisation_is_not_writ
 
     def turned_around(model, optimize):
         predict = runtime(model, optimize)
-        turned = isinstance(model, Path) and optimize == (level == "optimised")
+        turned = model.name == "model.onnx" and optimize == (level == "optimised")
         return (lambda images: -predict(images)) if turned else predict
 
     monkeypatch.setattr(check, "_runtime", turned_around)

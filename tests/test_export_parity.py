@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fimaq.toolchain import files
 from fimaq.toolchain.errors import InputError
-from fimaq.toolchain.export import serialize
 from fimaq.toolchain.export.check import check_float_parity
 from fimaq.toolchain.export.errors import ExportError
 from fimaq.toolchain.export.parity import SIGNIFICANCE, Agreement, snr_db
@@ -86,12 +85,3 @@ def test_outputs_that_cannot_be_files_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"), files.whole_file(tmp_path / "file" / "model.onnx", b""):
         pass
-
-
-def test_a_model_too_large_for_one_file_is_refused(monkeypatch):
-    import onnx_ir as ir
-
-    monkeypatch.setattr(serialize, "PROTOBUF_LIMIT", 1)
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty")
-    with pytest.raises(ExportError, match="one ONNX file holds at most 2 GiB"):
-        serialize.serialize(ir.Model(graph, ir_version=10))

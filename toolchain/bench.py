@@ -18,6 +18,7 @@ import numpy as np
 
 from .environment import cpu, versions
 from .errors import InputError
+from .external import read_data_file
 from .progress import NullProgress, Progress
 from .runtime import Provider, open_session, run_session, usable_cores
 
@@ -49,7 +50,7 @@ class Timing:
         return {
             "model": str(self.path),
             "sha256": sha256,
-            "bytes": self.path.stat().st_size,
+            "bytes": self.path.stat().st_size + (data.bytes if (data := read_data_file(self.path)) else 0),
             "batch_size": self.batch_size,
             "median_ms": median,
             "quartiles_ms": [low, high],

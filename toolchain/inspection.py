@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .artifact import TENSORS, Artifact
 from .errors import InputError
+from .external import stored_bytes
 from .runtime import onnxruntime_module, open_session, session_config
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     return {
         "model": _provenance(metadata.get("fimaq.provenance")).get("model"),
         "layers": layers,
-        "bytes": path.stat().st_size,
+        "bytes": stored_bytes(path, metadata),
         "optimized_ops": dict(Counter(node.op_type for node in graph.node).most_common()),
     }
 
@@ -96,6 +97,8 @@ def _optimized(path: Path) -> tuple[dict[str, str], onnx.GraphProto]:
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(written)
+        # Otherwise an optimised model of more than 2 GiB cannot be written.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(written, load_external_data=False).graph
     return dict(session.get_modelmeta().custom_metadata_map), graph

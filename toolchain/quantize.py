@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, final
@@ -22,8 +23,10 @@ from .augment import random_resized_crop
 from .calibrate import calibrate
 from .checkpoint import Checkpoint, open_checkpoint, require_unfinished, unfinished_folder
 from .data import ImageSet, calibration_sample, open_dataset
+from .distributed.launch import SINGLE, Launch, read_launch
+from .distributed.ranks import ALONE, Ranks, joined
 from .environment import environment
-from .errors import EnvironmentProblem, InputError
+from .errors import EnvironmentProblem, InputError, UsageError
 from .families import QuantModel, wrap
 from .files import remove_leftovers
 from .model import FloatModel, load_float, require_quantizable, untrained
@@ -67,48 +70,80 @@ def quantize(
     """Quantize and write the run folder; returns the JSON object of the command line.
 
     ``announce`` is told what will be taken of memory and disk, before it is. Raises InputError for a model, weights,
-    data folder or output that cannot be used, and EnvironmentProblem for a device that is not there and for caches that
-    do not fit; then nothing is written.
+    data folder or output that cannot be used, and EnvironmentProblem for a device that is not there, for caches that do
+    not fit and for another process of the job that is lost; before the first step nothing is written.
+
+    Where a launcher started this process as one of several (``distributed.launch``), they do it together: the first one
+    writes, and all return the same but for seconds.
     """
-    progress = progress or NullProgress()
+    launch = read_launch()
+    device = pick_device(request.device, launch)
+    with joined(launch, device) as ranks:
+        return _quantize(request, device, progress or NullProgress(), announce, ranks)
+
+
+def _quantize(
+    request: QuantizeRequest,
+    device: torch.device,
+    progress: Progress,
+    announce: Callable[[str], None],
+    ranks: Ranks,
+) -> dict[str, Any]:
     began = time.monotonic()
     keep_freed_memory()
     recipe = request.recipe
-    remove_leftovers(request.out.resolve(), unfinished_folder(request.out))
-    if request.resume:
-        require_unfinished(request.out)
     # An unfinished run was begun with --force, or killed between its last write and its clearing up.
     replace = request.force or request.resume
-    check_destination(request.out, replace)
-    device = pick_device(request.device)
-    require_quantizable(request.model)
-    loaded = load_float(request.model, request.weights)
-    images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
-    _refuse_splits(images)
-    images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
+
+    def prepare() -> None:
+        remove_leftovers(request.out.resolve(), unfinished_folder(request.out))
+        if request.resume:
+            require_unfinished(request.out)
+        check_destination(request.out, replace)
+
+    def load() -> tuple[FloatModel, ImageSet]:
+        require_quantizable(request.model)
+        loaded = load_float(request.model, request.weights)
+        images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
+        _refuse_splits(images)
+        images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
+        _refuse_idle(ranks, recipe, len(images))
+        return loaded, images
+
+    ranks.by_first(prepare)
+    loaded, images = ranks.together(load)
     model = wrap(loaded.module, loaded.input_size)
     estimate = estimate_memory(model, loaded.input_size, recipe, len(images))
-    plan = plan_caches(request.cache, estimate, device, unfinished_folder(request.out))
+    plan = ranks.together(
+        partial(plan_caches, request.cache, estimate, device, unfinished_folder(request.out), ranks.launch.local_size)
+    )
     for line in plan.lines():
         announce(line)
     model.to(device)
-    checkpoint = open_checkpoint(request.out, _identity(loaded, images, recipe, device), request.resume, request.force)
+    identity = ranks.together(partial(_identity, loaded, images, recipe, device))
+    ranks.require_same(identity, "models, images or recipes")
+    checkpoint = ranks.by_first(partial(open_checkpoint, request.out, identity, request.resume, request.force))
     store = make_store(plan.place, device, checkpoint.folder)
     try:
-        arrays = load_images(images, loaded.preprocessing, recipe, progress, store)
+        arrays = ranks.together(partial(load_images, images, loaded.preprocessing, recipe, progress, store, ranks))
     except InputError:
-        if not request.resume:
+        if ranks.first and not request.resume:
             checkpoint.discard()
         raise
+    ranks.fill(arrays)
     inputs = BlockInputs(arrays, arrays)
     del arrays  # the images are freed once they are behind the first block
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         log.write(json.dumps(plan.row()) + "\n")
-        seconds, blocks = _run(model, inputs, recipe, progress, log, began, checkpoint, store)
+        seconds, blocks = _run(model, inputs, recipe, progress, log, began, checkpoint, store, ranks)
         log.seek(0)
-        manifest = _manifest(request, loaded, model, images, blocks, seconds, str(device))
-        artifact = Artifact(manifest, run_tensors(model)).save(request.out, replace, {LOG: log.read().encode()})
-    checkpoint.discard()
+        manifest = _manifest(request, loaded, model, images, blocks, seconds, str(device), ranks.size)
+        artifact = Artifact(manifest, run_tensors(model))
+        ranks.require_same(artifact.content_sha256(), "results")
+        content = {LOG: log.read().encode()}
+        sha256 = ranks.by_first(lambda: artifact.save(request.out, replace, content).manifest["sha256"])
+    if ranks.first:
+        checkpoint.discard()
     return {
         "run": str(request.out),
         "model": request.model,
@@ -118,18 +153,25 @@ def quantize(
         "seed": recipe.seed,
         "seconds": seconds,
         "blocks": [{key: row[key] for key in ("name", "loss_first", "loss_last", "seconds")} for row in blocks],
-        "sha256": artifact.manifest["sha256"],
+        "sha256": sha256,
     }
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes the first CUDA device if there is one. EnvironmentProblem for a device that is not there."""
+def pick_device(name: str, launch: Launch = SINGLE) -> torch.device:
+    """``auto`` takes a CUDA device if there is one: the first, or each of a launcher's processes its own.
+
+    Raises EnvironmentProblem for a device that is not there, UsageError for one device for several processes.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and launch.size > 1:
+        if name != device.type:  # cuda:0
+            raise UsageError(f"--device {name} is one device for {launch.size} processes; wanted one each. Give cuda.")
+        device = torch.device("cuda", launch.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise EnvironmentProblem(
-            f"device {name} was asked for and torch sees {torch.cuda.device_count()} CUDA devices. "
+            f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices. "
             "Use --device cpu, or install a torch build and driver that match the GPU."
         )
     return device
@@ -144,11 +186,16 @@ def plan_untrained(name: str, recipe: Recipe, device: str, out: Path, cache: Cac
 
 
 def load_images(
-    images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, progress: Progress, store: Store
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    progress: Progress,
+    store: Store,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Calibration images as float32 ``[n, 3, h, w]`` in ``store``, augmented if the recipe says so.
 
-    Decoded on all cores.
+    Decoded on all cores. Of several ``ranks`` each writes its share only.
     """
 
     def one(index: int) -> np.ndarray:
@@ -159,8 +206,10 @@ def load_images(
         return preprocessing.apply(image)
 
     out = store.empty(len(images), 3, preprocessing.height, preprocessing.width)
-    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("load images", len(images)) as task:
-        for row, array in enumerate(pool.map(one, range(len(images)))):
+    share = ranks.share(len(images))
+    rows = range(share.start, share.stop)
+    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("load images", len(share)) as task:
+        for row, array in zip(rows, pool.map(one, rows), strict=True):
             out[row] = torch.from_numpy(array)
             task.advance()
     return out
@@ -173,6 +222,20 @@ def _refuse_splits(images: ImageSet) -> None:
         raise InputError(
             f"{images.source} holds {' and '.join(found)}, which are data sets of their own: wanted one of them, and "
             f"not the one that measures accuracy. Give --data {images.source}/{found[0]}."
+        )
+
+
+def _refuse_idle(ranks: Ranks, recipe: Recipe, images: int) -> None:
+    """Each process needs work wherever images are shared out. Raises UsageError."""
+    shared = {
+        "images": images,
+        "Fisher samples": min(recipe.fisher.samples, images),
+        "images a batch": recipe.reconstruct.batch_size,
+    }
+    name = min(shared, key=lambda key: shared[key])
+    if ranks.size > shared[name]:
+        raise UsageError(
+            f"got {ranks.size} processes for {shared[name]} {name}; wanted no more processes than that. Start fewer."
         )
 
 
@@ -191,6 +254,7 @@ def _run(
     began: float,
     checkpoint: Checkpoint,
     store: Store,
+    ranks: Ranks,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Calibrate and reconstruct; returns seconds by part and a row per block."""
 
@@ -199,10 +263,10 @@ def _run(
 
     start = time.monotonic()
     device = next(model.parameters()).device
-    calibrate(model, inputs.clean[: recipe.calibrate.samples].to(device), recipe, progress)
+    calibrate(model, inputs.clean[: recipe.calibrate.samples].to(device), recipe, progress, ranks)
     middle = time.monotonic()
     inputs.clean = inputs.quant = inputs.clean[: recipe.reconstruct.samples]
-    blocks = reconstruct(model, inputs, recipe, progress, log, checkpoint, store)
+    blocks = reconstruct(model, inputs, recipe, progress, log, checkpoint, store, ranks)
     _check_finite(model)
     spent = sum(row["seconds"] for row in blocks)  # of all attempts, where the run was resumed
     seconds = {"calibrate": middle - start, "reconstruct": spent, "total": middle - began + spent}
@@ -237,6 +301,7 @@ def _manifest(
     blocks: list[dict[str, Any]],
     seconds: dict[str, float],
     device: str,
+    processes: int,
 ) -> dict[str, Any]:
     return {
         "model": {
@@ -261,5 +326,6 @@ def _manifest(
         },
         "seconds": seconds,
         "device": device,
+        "processes": processes,
         "environment": environment(),
     }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from .cgroup import cpu_quota
 from .errors import EnvironmentProblem, InputError, UsageError
+from .external import read_data_file
 from .processor import saturates
 
 if TYPE_CHECKING:
@@ -129,7 +130,12 @@ def open_session(
     if provider != "cpu":
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it could not load; _require_loaded says it
             ort.preload_dlls()
-    session = _create(ort, source, name, options, provider)
+    try:
+        session = _create(ort, source, name, options, provider)
+    except InputError:
+        if isinstance(source, str) and (data := read_data_file(Path(source))) is not None:
+            data.require_beside(Path(source))  # says it better, if that is what is wrong
+        raise
     _require_loaded(session.get_providers(), provider)
     return session
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ranks import ALONE, Ranks
 from ..families import Block, QuantModel
-from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul
+from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul, quantizer_slots
 from ..progress import Progress
 from ..quantizers import UniformQuantizer
 from ..recipe import Recipe
@@ -27,11 +28,12 @@ def run_block(block: Block, x: Tensor, chunk: int = CHUNK) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress) -> None:
+def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, ranks: Ranks = ALONE) -> None:
     """Give every layer its quantizers: weights rounded to nearest, activations on searched grids.
 
     ``images`` is ``[n, 3, h, w]``, preprocessed, on the model's device. The float function of the model stays the same
-    (LayerNorm re-parameterisation moves scales between layers); its layers must still be float.
+    (LayerNorm re-parameterisation moves scales between layers); its layers must still be float. Each of ``ranks``
+    looks at all images and searches the grids of its part of the layers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     x = images
@@ -40,10 +42,28 @@ def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progr
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             starts = _fold_norms(block, layers, x, recipe, generator) if recipe.calibrate.reparam_layernorm else {}
             seen, output = _observe(block, layers, x, generator)
-            for name, layer in layers.items():
-                _calibrate_layer(layer, seen.pop(name), recipe, starts.get(layer))
+            for number, (name, layer) in enumerate(layers.items()):
+                inputs = seen.pop(name)
+                if number % ranks.size == ranks.launch.rank:
+                    _calibrate_layer(layer, inputs, recipe, starts.get(layer))
                 task.advance(1, layer=name)
+            _exchange(list(layers.values()), images.device, ranks)
             x = output
+    ranks.take_first([parameter.data for parameter in model.parameters()])
+
+
+def _exchange(layers: list[QuantLayer], device: torch.device, ranks: Ranks) -> None:
+    """Give each layer the quantizers that the process which searched for them found."""
+    if ranks.size == 1:
+        return
+    mine = {
+        number: {slot: getattr(layers[number], slot).cpu() for slot in quantizer_slots(layers[number])}
+        for number in range(ranks.launch.rank, len(layers), ranks.size)
+    }
+    for found in ranks.gather(mine):
+        for number, quantizers in found.items():
+            for slot, quantizer in quantizers.items():
+                setattr(layers[number], slot, quantizer.to(device))
 
 
 def _observe(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..external import DataFile, stored_bytes
 from ..image_input import ImageInput, InputKind
 from ..preprocess import Preprocessing
 from ..runtime import Provider, open_session, run_session, usable_cores
@@ -41,11 +42,13 @@ class OrtPredictor:
     def __init__(self, path: Path | str, provider: Provider = "cpu", threads: int | None = None) -> None:
         self._session = open_session(path, provider, threads, spin=False)  # images are decoded on the same cores
         self.model = str(path)
-        self.bytes = Path(path).stat().st_size
         with Path(path).open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.provider: str = provider
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        if (data := DataFile.of(Path(path), self.metadata)) is not None:
+            data.require_content(Path(path))
+        self.bytes = stored_bytes(Path(path), self.metadata)
         self.preprocessing = self._read_preprocessing()
         self.input_name, self.fixed_batch, self.image = self._read_input()
         self.output_name: str = self._session.get_outputs()[0].name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..image_input import InputKind
+    from .metadata import FloatType
 
 __all__ = ["export_float", "export_run"]
 
@@ -47,8 +48,9 @@ def export_float(
     opset: int | None = None,
     force: bool = False,
     image: InputKind = "float",
+    dtype: FloatType = "float32",
 ) -> dict[str, Any]:
     """Write a float model as a checked ONNX file (see ``export.run.export_float``)."""
     from . import run as implementation
 
-    return implementation.export_float(model, out, weights=weights, opset=opset, force=force, image=image)
+    return implementation.export_float(model, out, weights=weights, opset=opset, force=force, image=image, dtype=dtype)

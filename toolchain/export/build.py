@@ -8,7 +8,8 @@ import onnx_ir as ir
 from torch import nn
 
 from ..errors import UsageError
-from .metadata import Description
+from .half import ToHalf
+from .metadata import Description, FloatType
 from .raw_image import TakeRawImage
 from .target import ExportTarget
 from .tidy import after_lowering, before_lowering
@@ -32,10 +33,15 @@ def build_quantized(
 
 
 def build_float(
-    model: nn.Module, input_size: tuple[int, int, int], opset: int | None, description: Description
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    opset: int | None,
+    description: Description,
+    dtype: FloatType = "float32",
 ) -> ir.Model:
-    """The graph of a float model."""
-    return _finish(trace_float(model, input_size, checked_opset(opset, OPSETS.start)), (), description)
+    """The graph of a float model that computes in ``dtype``."""
+    passes = (ToHalf(),) if dtype == "float16" else ()
+    return _finish(trace_float(model, input_size, checked_opset(opset, OPSETS.start)), passes, description)
 
 
 def checked_opset(opset: int | None, default: int) -> int:

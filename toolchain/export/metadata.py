@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, final
+from typing import Any, Literal, final
 
 import onnx_ir as ir
 
@@ -15,11 +15,17 @@ from ..runtime import EXACT_PAIRS, SESSION_CONFIG
 
 FORMAT = "1"
 
+FloatType = Literal["float32", "float16"]
+"""What a float file computes in."""
+
 
 @final
 @dataclass(frozen=True)
 class Description:
-    """The metadata of one file; ``recipe`` and ``run_sha256`` are None and ``layers`` empty for a float model."""
+    """The metadata of one file; ``recipe`` and ``run_sha256`` are None and ``layers`` empty for a float model.
+
+    ``dtype`` is what is computed in where no integers are.
+    """
 
     model: str
     weights_sha256: str
@@ -29,6 +35,7 @@ class Description:
     recipe: Mapping[str, Any] | None = None
     layers: Sequence[Mapping[str, Any]] = ()
     run_sha256: str | None = None
+    dtype: FloatType = "float32"
 
     def props(self) -> dict[str, str]:
         """``fimaq.*`` keys and their values; equal models have equal metadata, so no time stamp is among them."""
@@ -38,6 +45,7 @@ class Description:
             "target": self.target,
             "weights_sha256": self.weights_sha256,
             "model": self.model,
+            "dtype": self.dtype,
         }
         return {
             "fimaq.format": FORMAT,

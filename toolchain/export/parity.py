@@ -89,7 +89,12 @@ def _agreement(reference: np.ndarray, double: np.ndarray, found: np.ndarray) -> 
 
 
 def snr_db(reference: np.ndarray, found: np.ndarray) -> float:
-    """Power of the reference over power of the difference, in decibels; capped at 200 where nothing differs."""
+    """Power of the reference over power of the difference, in decibels; capped at 200 where nothing differs.
+
+    Minus infinity where ``found`` holds numbers that are not finite.
+    """
+    if not np.isfinite(found).all():
+        return -math.inf
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(reference.astype(np.float64) - found).sum())
     return min(200.0, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else 200.0

@@ -13,6 +13,7 @@ import onnx
 from ..artifact import Artifact
 from ..data import ImageSet, calibration_sample, open_dataset
 from ..errors import InputError, UsageError
+from ..external import stored_bytes
 from ..files import check_free, whole_file
 from ..image_input import InputKind
 from ..model import load_float
@@ -20,6 +21,8 @@ from ..preprocess import Preprocessing
 from ..run_folder import load_run
 from .build import build_float, build_quantized, calibrated, with_raw_image
 from .check import (
+    FLOAT_SNR_DB,
+    HALF_SNR_DB,
     check_float_parity,
     check_parity,
     check_raw_image,
@@ -29,13 +32,16 @@ from .check import (
     count_kernels,
 )
 from .lint import check_rules
-from .metadata import Description
+from .metadata import Description, FloatType
+from .model_files import whole_model
 from .parity import Agreement
-from .serialize import serialize
 from .targets import find_target
 
 FLOAT_IMAGES = 8
 """Random images suffice where nothing is rounded to few bits."""
+
+RUN_GRIDS, FLOATS = "run-grids.onnx", "floats.onnx"
+"""What else lies beside a file while it is checked: it without a target's own grids, and with normalised images."""
 
 CALIBRATED_IMAGES = 32
 """Images from which a target takes ranges that the run does not have."""
@@ -90,28 +96,31 @@ def export_run(
     quantized = loaded.model
     graph = build_quantized(quantized.model, quantized.layers, (size[0], size[1], size[2]), chosen, opset, description)
     tensors, bits = Artifact.load(run).tensors, operand_bits(manifest["layers"])
-    if passes := chosen.calibrated(batch[:CALIBRATED_IMAGES]):
-        check_unrounded(serialize(graph), quantized, batch)
-        graph = calibrated(graph, passes, description)
-    floats = content = serialize(graph).SerializeToString()
-    if image == "uint8":
-        content = serialize(with_raw_image(graph, description)).SerializeToString()
-    with ExitStack() as files:
-        written = files.enter_context(whole_file(out, content))
+    with ExitStack() as stack:
+        files = stack.enter_context(whole_model(out))
+        if passes := chosen.calibrated(batch[:CALIBRATED_IMAGES]):
+            check_unrounded(files, files.save(graph, RUN_GRIDS), quantized, batch)
+            graph = calibrated(graph, passes, description)
+        floats = written = files.save(graph, FLOATS if image == "uint8" else None)
+        if image == "uint8":
+            written = files.save(with_raw_image(graph, description))
+        check_structure(written)
         proto = onnx.load(written)
-        check_structure(proto)
         check_rules(proto, target, chosen.rules)
         check_stored(proto, tensors, bits)
+        companions = chosen.companions(proto)
+        del proto
         if not passes:
-            check_unrounded(onnx.load_from_string(floats) if image == "uint8" else proto, quantized, batch)
-        agreement = check_parity(floats if image == "uint8" else written, quantized, batch)
+            check_unrounded(files, floats, quantized, batch)
+        agreement = check_parity(floats, quantized, batch)
         if image == "uint8":
             check_raw_image(written, floats, pixels, batch)
         layers = count_kernels(written, allow_float or not chosen.integer)
-        for kind, beside in chosen.companions(proto).items():
-            files.enter_context(whole_file(_beside(out, kind), beside))
-    result = _result(out, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))
-    return result | {kind: str(_beside(out, kind)) for kind in chosen.companions(proto)}
+        size_in_bytes = stored_bytes(written, graph.metadata_props)
+        for kind, beside in companions.items():
+            stack.enter_context(whole_file(_beside(out, kind), beside))
+    result = _result(out, size_in_bytes, target, graph.opset_imports[""], layers, _parity(agreement, codes_equal=True))
+    return result | {kind: str(_beside(out, kind)) for kind in companions}
 
 
 def export_float(
@@ -122,10 +131,12 @@ def export_float(
     opset: int | None = None,
     force: bool = False,
     image: InputKind = "float",
+    dtype: FloatType = "float32",
 ) -> dict[str, Any]:
     """Write a float model as ONNX with the metadata a quantized one has; return the JSON object of the command.
 
-    Raises as ``export_run`` does. Parity is measured on random images. ``image`` is as there.
+    Raises as ``export_run`` does. Parity is measured on random images. ``image`` is as there; with ``dtype="float16"``
+    the file computes in half precision (on a CPU, where it is checked, ONNX Runtime does so by rounding to it).
     """
     check_free(out, force)
     loaded = load_float(model, weights)
@@ -135,21 +146,25 @@ def export_float(
         target="float",
         preprocessing=loaded.preprocessing,
         classes=loaded.classes,
+        dtype=dtype,
     )
-    graph = build_float(loaded.module, loaded.input_size, opset, description)
+    graph = build_float(loaded.module, loaded.input_size, opset, description, dtype)
     channels, height, width = loaded.input_size
     pixels = np.random.default_rng(0).integers(0, 256, (FLOAT_IMAGES, height, width, channels), dtype=np.uint8)
     batch = _normalized(pixels, loaded.preprocessing)
-    floats = content = serialize(graph).SerializeToString()
-    if image == "uint8":
-        content = serialize(with_raw_image(graph, description)).SerializeToString()
-    with whole_file(out, content) as written:
-        check_structure(onnx.load(written))
-        agreement = check_float_parity(floats if image == "uint8" else written, loaded.module, batch)
+    with whole_model(out) as files:
+        floats = written = files.save(graph, FLOATS if image == "uint8" else None)
+        if image == "uint8":
+            written = files.save(with_raw_image(graph, description))
+        check_structure(written)
+        agreement = check_float_parity(
+            floats, loaded.module, batch, HALF_SNR_DB if dtype == "float16" else FLOAT_SNR_DB
+        )
         if image == "uint8":
             check_raw_image(written, floats, pixels, batch)
+        size_in_bytes = stored_bytes(written, graph.metadata_props)
     layers = {"integer": 0, "float": 0}
-    return _result(out, "float", graph.opset_imports[""], layers, _parity(agreement, codes_equal=None))
+    return _result(out, size_in_bytes, "float", graph.opset_imports[""], layers, _parity(agreement, codes_equal=None))
 
 
 def _beside(out: Path, kind: str) -> Path:
@@ -205,12 +220,14 @@ def _parity(agreement: Agreement, codes_equal: bool | None) -> dict[str, Any]:
     }
 
 
-def _result(out: Path, target: str, opset: int, layers: dict[str, int], parity: dict[str, Any]) -> dict[str, Any]:
+def _result(
+    out: Path, size_in_bytes: int, target: str, opset: int, layers: dict[str, int], parity: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "onnx": str(out),
         "target": target,
         "opset": opset,
-        "bytes": out.stat().st_size,
+        "bytes": size_in_bytes,
         "layers": layers,
         "parity": parity,
     }

@@ -10,6 +10,7 @@ here are read back number by number (``stored``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,13 +21,14 @@ from .integer_linear import OPERATOR
 ZERO = "/zero_point.float"
 
 
-def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
+def without_rounding(model: onnx.ModelProto, layers: Sequence[str], folder: Path | None = None) -> onnx.ModelProto:
     """A copy of a lowered ``model`` in which the activations of ``layers`` keep their float values.
 
     ``QuantizeLinear(x, s, z)`` becomes ``x / s + z``, ``DequantizeLinear(q, s, z)`` becomes ``(q - z) s``, also inside
     a fused product; rounding and clipping go. Scales and zero points stay where they are, so that two that do not fit
-    together show.
+    together show. ``folder`` is where tensors lie that ``model`` only refers to.
     """
+    base = str(folder or "")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -35,7 +37,7 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
     prefixes = tuple(f"{layer}{end}" for layer in layers for end in "/.")
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in fixed:
+        if fixed.issuperset(node.input):
             fixed.update(node.output)  # a weight, stored narrower than it is read
         continuous = CONTINUOUS.get(node.op_type)
         if (
@@ -45,11 +47,11 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
         ):
             nodes.append(node)
             continue
-        node = _along_axis(node, constants)
+        node = _along_axis(node, constants, base)
         if node.op_type in ZERO_POINT:
             zero = node.input[ZERO_POINT[node.op_type]] + ZERO
             if zero not in constants:
-                value = numpy_helper.to_array(constants[zero.removesuffix(ZERO)]).astype(np.float32)
+                value = numpy_helper.to_array(constants[zero.removesuffix(ZERO)], base).astype(np.float32)
                 constants[zero] = numpy_helper.from_array(value, zero)
         nodes += continuous(node)
     for repeated in (graph.node, graph.initializer, graph.value_info):
@@ -59,7 +61,7 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
     return result
 
 
-def _along_axis(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> onnx.NodeProto:
+def _along_axis(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], base: str) -> onnx.NodeProto:
     """The node with scales and zero points in a shape that broadcasts, where they run along an axis (from the end)."""
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
     if node.op_type not in GRIDS or axis is None:
@@ -68,7 +70,7 @@ def _along_axis(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) ->
     result.CopyFrom(node)
     for place in (1, 2):
         name = f"{node.input[place]}/rows"
-        array = numpy_helper.to_array(constants[node.input[place]]).reshape(-1, *[1] * (-axis - 1))
+        array = numpy_helper.to_array(constants[node.input[place]], base).reshape(-1, *[1] * (-axis - 1))
         constants[name] = numpy_helper.from_array(array, name)
         result.input[place] = name
     return result

@@ -102,6 +102,12 @@ class FisherApproximation(ABC):
             total = total + coefficient * (term / (self._first[i] or 1.0))
         return total
 
+    @property
+    @final
+    def settled(self) -> bool:
+        """Whether every term has the value it is relative to; else the next ``loss`` may set it."""
+        return None not in self._first
+
     @abstractmethod
     def terms(self, error: Float[Tensor, "b a"], index: Int[Tensor, "b"] | None = None) -> tuple[Tensor, ...]:
         """Quadratic forms before normalisation, scalars; times ``units`` they are the equations' values."""

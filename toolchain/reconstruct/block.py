@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..distributed.ranks import ALONE, Ranks
+from ..distributed.share import Share
 from ..nn import QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Task
 from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, random_mask, without_drop
@@ -34,21 +36,25 @@ def reconstruct_block(
     recipe: Recipe,
     log: Callable[[dict[str, Any]], None],
     task: Task,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Learn the block's weight rounding and activation scales; afterwards its weights are stored codes.
 
     Returns the mean loss over the first and over the last tenth of the steps. Each step reads a batch whose input mixes
     the quantized and the float prefix element by element, with each activation element inside left float at random
     (QDrop). Adam throughout; scales follow a cosine to 0; zero points stay.
+
+    All of ``ranks`` draw the same batch and masks, each runs its share of the images, and gradients are summed.
     """
     config = recipe.reconstruct
     device = _device(layers)
     generator = torch.Generator(device)
+    share = ranks.share(config.batch_size)
     with (
         matmul_precision(config.matmul_precision),
-        learning(layers, config.drop_inside, generator) as (weights, drops),
+        learning(layers, config.drop_inside, generator, share) as (weights, drops),
     ):
-        optimizer = BlockOptimizer(weights, drops, config)
+        optimizer = BlockOptimizer(weights, drops, config, ranks)
         losses = torch.zeros(config.iterations, device=device)
         for step in range(config.iterations):
             with without_drop(drops):
@@ -56,15 +62,24 @@ def reconstruct_block(
             if note is not None:
                 log({"event": "fallback", "block": name, "step": step, "reason": note})
             seed_at(generator, recipe.seed, name, step)
-            images = draw_batch(generator, len(cache.target), config.batch_size)
-            output, target = mixed_output(module, cache, images, config.quantized_input, generator)
-            loss = objective.loss(output, target, images)
+            images = draw_batch(generator, len(cache.target), config.batch_size)[share.rows]
+            output, target = mixed_output(module, cache, images, config.quantized_input, generator, share)
+            loss = objective.loss(output, target, images) * (len(share) / share.of)
             losses[step] = loss.detach()
             beta = rounding_beta(step, config)
             optimizer.step(loss, beta)
             task.advance(1, block=name)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
-                log({"event": "step", "block": name, "step": step + 1, "loss": float(losses[step]), "beta": beta})
+                log(
+                    {
+                        "event": "step",
+                        "block": name,
+                        "step": step + 1,
+                        "loss": float(ranks.total(losses[step])),
+                        "beta": beta,
+                    }
+                )
+    losses = ranks.total(losses)
     tenth = max(1, config.iterations // 10)
     return float(losses[:tenth].mean()), float(losses[-tenth:].mean())
 
@@ -81,16 +96,20 @@ def mixed_output(
     images: Int[Tensor, "b"],
     quantized_input: float,
     generator: torch.Generator,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output for ``images`` whose inputs mix the quantized and the float prefix element by element, and target."""
+    """Output for ``images`` whose inputs mix the quantized and the float prefix element by element, and target.
+
+    ``images`` are ``share`` of the batch that the mix is drawn for; None: all of it.
+    """
     clean, quant, target = cache.batch(images)
-    x = torch.lerp(clean, quant, random_mask(clean.shape, quantized_input, generator))
+    x = torch.lerp(clean, quant, random_mask(clean.shape, quantized_input, generator, share))
     return module(x), target
 
 
 @contextmanager
 def learning(
-    layers: dict[str, QuantLayer], drop: float, generator: torch.Generator
+    layers: dict[str, QuantLayer], drop: float, generator: torch.Generator, share: Share | None = None
 ) -> Iterator[tuple[list[AdaRoundWeight], list[DropQuantizer]]]:
     """Put learnable quantizers into the layers; on leaving, weights become codes and scales stay as learned."""
     weights: list[AdaRoundWeight] = []
@@ -105,7 +124,7 @@ def learning(
                 layer.weight_quantizer = rounding
             else:
                 quantizer.scale.requires_grad_(True)
-                drops.append(DropQuantizer(quantizer, drop, generator))
+                drops.append(DropQuantizer(quantizer, drop, generator, share))
                 setattr(layer, slot, drops[-1])
     try:
         yield weights, drops

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..calibrate.run import CHUNK
+from ..distributed.ranks import ALONE, Ranks
 from .store import Store
 
 
@@ -46,13 +47,25 @@ class BlockCache:
 
 
 @torch.no_grad()
-def advance(block: Callable[[Tensor], Tensor], x: Float[Tensor, "n ..."], store: Store, device: torch.device) -> Tensor:
-    """The block's output for all images, computed on ``device`` a chunk at a time and kept in ``store``."""
+def advance(
+    block: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "n ..."],
+    store: Store,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """The block's output for all images, computed on ``device`` a chunk at a time and kept in ``store``.
+
+    Each of ``ranks`` computes its share of the images and gets the others' from them.
+    """
     out: Tensor | None = None
-    for start in range(0, len(x), CHUNK):
-        part = block(x[start : start + CHUNK].to(device))
+    share = ranks.share(len(x))
+    for start in range(share.start, share.stop, CHUNK):
+        stop = min(start + CHUNK, share.stop)
+        part = block(x[start:stop].to(device))
         if out is None:
             out = store.empty(len(x), *part.shape[1:])
-        out[start : start + CHUNK] = part
+        out[start:stop] = part
     assert out is not None, "no images"
+    ranks.fill(out)
     return out

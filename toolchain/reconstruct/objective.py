@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..distributed.ranks import ALONE, Ranks
 from ..fisher import kl_divergence, make_fisher
 from ..recipe import Recipe
 from .cache import BlockCache
@@ -25,7 +26,7 @@ class Objective(Protocol):
         """Called before each step with the block as quantized now; returns something worth logging, or None."""
 
     def loss(self, output: Tensor, target: Tensor, batch: Tensor) -> Tensor:
-        """Scalar loss of a batch; ``batch`` holds the images' numbers in the cache."""
+        """Scalar loss, a mean over the images of a batch; ``batch`` holds their numbers in the cache."""
 
 
 @final
@@ -46,7 +47,8 @@ class FisherObjective:
     """The recipe's Fisher approximation at a block's output, probed on the first ``len(logits)`` cached images.
 
     ``tail`` is the float network after the block; ``logits`` the float model's for those images. What a probe finds is
-    kept in ``store`` while it is learned from.
+    kept in ``store`` while it is learned from. Each of ``ranks`` probes its share of the images and is asked for the
+    loss of its share of a batch; what a loss is relative to is the value of the whole batch.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class FisherObjective:
         logits: Float[Tensor, "n classes"],
         store: Store,
         watch: Stopwatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.temperature = recipe.fisher.temperature
         self.tail = tail
         self.logits = logits
         self.store = store
         self.watch = watch
+        self.ranks = ranks
         self.fisher = make_fisher(recipe.fisher.kind, p1=recipe.fisher.p1, p2=recipe.fisher.p2)
         self.steps = set(probe_steps(recipe.fisher, self.fisher.needs_probes, recipe.reconstruct.iterations))
 
@@ -72,10 +76,15 @@ class FisherObjective:
         n = len(self.logits)
         with self.watch.timing("probes"):
             clean, target = cache.clean_in[:n], cache.target[:n]
-            error, gradient = probe(block, self.tail, clean, target, self.logits, self.temperature, self.store)
+            error, gradient = probe(
+                block, self.tail, clean, target, self.logits, self.temperature, self.store, self.ranks
+            )
             self.fisher.update(error, gradient, torch.arange(n, device=error.device))
         return self.fisher.fallback
 
     def loss(self, output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], batch: Tensor) -> Tensor:
         """The normalised quadratic form of the output error."""
-        return self.fisher.loss((output - target).flatten(1), batch)
+        error = (output - target).flatten(1)
+        if self.ranks.size > 1 and not self.fisher.settled:
+            self.fisher.loss(self.ranks.joined(error.detach()), self.ranks.joined(batch))
+        return self.fisher.loss(error, batch)

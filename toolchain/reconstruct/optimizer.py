@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calibrate.candidates import SMALLEST_SCALE
+from ..distributed.ranks import ALONE, Ranks
 from ..quantizers import AdaRoundWeight, DropQuantizer
 from ..recipe import ReconstructConfig
 
@@ -16,10 +17,18 @@ from ..recipe import ReconstructConfig
 class BlockOptimizer:
     """Adam on the rounding of a block's weights and on its activation scales, whose rate follows a cosine to 0.
 
-    Fused, and the regularizer enters by its gradient: ``plain`` has the same steps written out.
+    Fused, and the regularizer enters by its gradient: ``plain`` has the same steps written out. Each of ``ranks`` gives
+    the loss of its share of a batch; a step goes down the sum.
     """
 
-    def __init__(self, weights: list[AdaRoundWeight], drops: list[DropQuantizer], config: ReconstructConfig) -> None:
+    def __init__(
+        self,
+        weights: list[AdaRoundWeight],
+        drops: list[DropQuantizer],
+        config: ReconstructConfig,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._ranks = ranks
         self._weights = weights
         self._scales = [drop.quantizer.scale for drop in drops]
         self._round_weight = config.round_weight
@@ -47,6 +56,7 @@ class BlockOptimizer:
     def backward(self, loss: Tensor, beta: float | None) -> None:
         """The gradients of that sum."""
         loss.backward()
+        self._ranks.sum_gradients([weight.alpha for weight in self._weights] + self._scales)
         if beta is not None and self._round_weight > 0:
             for weight in self._weights:
                 assert weight.alpha.grad is not None

@@ -58,12 +58,16 @@ class CachePlan:
         return row | {"parts": asdict(self.estimate)}
 
 
-def plan_caches(asked: CacheChoice, estimate: MemoryEstimate, device: torch.device, folder: Path) -> CachePlan:
+def plan_caches(
+    asked: CacheChoice, estimate: MemoryEstimate, device: torch.device, folder: Path, local_size: int = 1
+) -> CachePlan:
     """Decide where the caches of a run go whose disk files would lie in ``folder``.
+
+    Each of ``local_size`` processes on the machine takes as much, so one may take that part of memory and disk.
 
     Raises EnvironmentProblem where what was asked for does not fit or, with ``auto``, nothing does.
     """
-    free = _free(device, folder)
+    free = _free(device, folder, local_size)
     candidates: tuple[Place, ...] = ("device", "ram", "disk") if device.type == "cuda" else ("ram", "disk")
     if asked != "auto":
         candidates = ("ram" if asked == "device" and device.type == "cpu" else asked,)
@@ -96,9 +100,11 @@ def _needs(place: Place, estimate: MemoryEstimate, device: torch.device) -> dict
     return needs
 
 
-def _free(device: torch.device, folder: Path) -> dict[str, int | None]:
+def _free(device: torch.device, folder: Path, local_size: int) -> dict[str, int | None]:
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return {"device": on_device, "memory": free_memory(), "disk": free_disk(folder)}
+    memory = free_memory()
+    share = None if memory is None else memory // local_size
+    return {"device": on_device, "memory": share, "disk": free_disk(folder) // local_size}
 
 
 def _gigabytes(size: int | None) -> str:

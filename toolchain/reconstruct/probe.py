@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..distributed.ranks import ALONE, Ranks
 from ..fisher import kl_divergence
 from .store import Store
 
@@ -23,16 +24,19 @@ def probe(
     logits: Float[Tensor, "n classes"],
     temperature: float,
     store: Store,
+    ranks: Ranks = ALONE,
 ) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n a"]]:
     """Error ``e_n = z_q - z`` and gradient ``g_n = d KL(p || q) / d z_q`` for each image, in ``store``.
 
     ``block`` is the block as quantized now, fed with its float input; ``tail`` is the float network after it (only that
-    part runs); ``logits`` are the float model's for the same images, on the device that computes.
+    part runs); ``logits`` are the float model's for the same images, on the device that computes. Each of ``ranks``
+    runs its share of the images and gets the others' rows from them.
     """
     n, a = len(target), target[0].numel()
     errors, gradients = store.empty(n, a), store.empty(n, a)
-    for start in range(0, n, CHUNK):
-        part = slice(start, start + CHUNK)
+    share = ranks.share(n)
+    for start in range(share.start, share.stop, CHUNK):
+        part = slice(start, min(start + CHUNK, share.stop))
         p = logits[part]
         x, z = clean_in[part].to(p.device), target[part].to(p.device)
         with torch.no_grad():
@@ -43,4 +47,6 @@ def probe(
         (gradient,) = torch.autograd.grad(divergence, leaf)
         errors[part] = (quantized - z).flatten(1)
         gradients[part] = gradient.flatten(1)
+    ranks.fill(errors)
+    ranks.fill(gradients)
     return errors, gradients

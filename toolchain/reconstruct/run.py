@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..calibrate import run_block
 from ..checkpoint import Checkpoint, FinishedBlock
+from ..distributed.ranks import ALONE, Ranks
 from ..families import Block, QuantModel
 from ..nn import QuantLayer, float_layers
 from ..progress import Progress
@@ -35,6 +38,7 @@ def reconstruct(
     log: Log,
     checkpoint: Checkpoint,
     store: Store,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Reconstruct every block of a calibrated model; returns a row per block for the manifest.
 
@@ -43,36 +47,38 @@ def reconstruct(
     target), so the cost of advancing is linear in depth; a probe runs only the blocks behind its own. Blocks that
     ``checkpoint`` holds are taken from there, log lines and all, and each finished one is put there. With 0 iterations
     weights are rounded to nearest.
+
+    Only the first of ``ranks`` uses ``checkpoint``. Raises EnvironmentProblem where they come to different results.
     """
     device = next(model.parameters()).device
     if recipe.reconstruct.iterations == 0:
         return _rounded_to_nearest(model, inputs.clean[:SAMPLE].to(device), log)
     probes = store if device.type == "cpu" else DeviceStore(device)  # sums over images must not depend on the store
     rows = []
-    logits = _float_logits(model, inputs.clean[: recipe.fisher.samples], store, device)
+    logits = _float_logits(model, inputs.clean[: recipe.fisher.samples], store, device, ranks)
     with progress.task("reconstruct", len(model.blocks) * recipe.reconstruct.iterations) as task:
         for number, block in enumerate(model.blocks):
             watch, memory = Stopwatch(device), PeakMemory(device)
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             with watch.timing("advance"), float_layers(layers.values()):
-                target = advance(block.module, inputs.clean, store, device)
-            if (finished := checkpoint.load(block.name)) is None:
+                target = advance(block.module, inputs.clean, store, device, ranks)
+            if (finished := ranks.by_first(partial(checkpoint.load, block.name))) is None:
                 lines: list[dict[str, Any]] = []
                 objective: Objective = (
                     HeadObjective()
                     if block.kind == "head"
-                    else FisherObjective(recipe, tail_after(model, number), logits, probes, watch)
+                    else FisherObjective(recipe, tail_after(model, number), logits, probes, watch, ranks)
                 )
                 wanted = target[:SAMPLE].to(device)
                 snr_first = snr_db(run_block(block, inputs.quant[:SAMPLE].to(device)), wanted)
                 with watch.timing("steps"):
                     cache = BlockCache(inputs.clean, inputs.quant, target)
                     first, last = reconstruct_block(
-                        block.name, block.module, layers, cache, objective, recipe, lines.append, task
+                        block.name, block.module, layers, cache, objective, recipe, lines.append, task, ranks
                     )
                     del cache
                 lines += grid_lines(block, layers, inputs.clean[:SAMPLE].to(device))
-                _advance_quantized(block, inputs, target, store, device, watch)
+                _advance_quantized(block, inputs, target, store, device, watch, ranks)
                 row = {
                     **_row(block),
                     "loss_first": first,
@@ -84,10 +90,11 @@ def reconstruct(
                     "peak_bytes": memory.bytes(),
                 }
                 finished = FinishedBlock(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
-                checkpoint.save(block.name, finished)
+                _require_agreement(block.name, finished, ranks)
+                ranks.by_first(partial(checkpoint.save, block.name, finished))
             else:
                 _restore(layers, finished, device)
-                _advance_quantized(block, inputs, target, store, device, watch)
+                _advance_quantized(block, inputs, target, store, device, watch, ranks)
                 task.advance(recipe.reconstruct.iterations, block=block.name)
             del target
             rows.append(dict(finished.row))
@@ -97,12 +104,26 @@ def reconstruct(
 
 
 def _advance_quantized(
-    block: Block, inputs: BlockInputs, target: Tensor, store: Store, device: torch.device, watch: Stopwatch
+    block: Block,
+    inputs: BlockInputs,
+    target: Tensor,
+    store: Store,
+    device: torch.device,
+    watch: Stopwatch,
+    ranks: Ranks,
 ) -> None:
     """Make ``inputs`` those of the next block: the target and what the block as it is now gives."""
     inputs.clean = target
     with watch.timing("advance"):
-        inputs.quant = advance(block.module, inputs.quant, store, device)
+        inputs.quant = advance(block.module, inputs.quant, store, device, ranks)
+
+
+def _require_agreement(block: str, finished: FinishedBlock, ranks: Ranks) -> None:
+    """Every process steps by the same sums, so it must have learned the same bits."""
+    digest = hashlib.sha256()
+    for name, array in sorted(finished.tensors.items()):
+        digest.update(name.encode() + array.tobytes())
+    ranks.require_same(digest.hexdigest(), f"results in {block}")
 
 
 def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: torch.device) -> None:
@@ -111,11 +132,11 @@ def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: tor
         layer.to(device)
 
 
-def _float_logits(model: QuantModel, images: Tensor, store: Store, device: torch.device) -> Tensor:
+def _float_logits(model: QuantModel, images: Tensor, store: Store, device: torch.device, ranks: Ranks) -> Tensor:
     with float_layers(model.layers.values()):
         x = images
         for block in model.blocks:
-            x = advance(block.module, x, store, device)
+            x = advance(block.module, x, store, device, ranks)
     return x.to(device)
 
 
