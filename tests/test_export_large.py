@@ -68,7 +68,7 @@ def test_two_files_compute_what_one_does_and_say_what_belongs_together(pair, tmp
 
 def test_a_quantized_run_holds_its_codes_in_two_files(
     run,  # noqa: F811  # pytest finds the imported fixture by this name
-    images,
+    images,  # noqa: F811  # and this one
     tmp_path,
     monkeypatch,
 ):
