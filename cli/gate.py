@@ -125,8 +125,8 @@ def _run(candidate: Path, files: dict[str, Path], force: bool, options: dict[str
     from fimaq.deploy.gate import outputs, run_gate
     from fimaq.toolchain.files import check_free, write_whole
 
-    for path in files.values():
-        check_free(path, force)
+    for name, path in files.items():
+        check_free(path, force, f"--{name}")
     config = _config(options["config"]).with_options(
         baselines=_named(options["baselines"]),
         **{name: options[name] for name in ("max_drop", "policy", "confidence", "require_paired", "latency")},

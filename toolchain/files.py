@@ -13,12 +13,12 @@ from pathlib import Path
 from .errors import InputError
 
 
-def check_free(out: Path, force: bool) -> None:
-    """Raise InputError for an output that exists (unless ``force``) or cannot be a file."""
+def check_free(out: Path, force: bool, option: str = "-o") -> None:
+    """Raise InputError for an output, given by ``option``, that exists (unless ``force``) or cannot be a file."""
     if out.is_dir():
-        raise InputError(f"{out} is a folder; wanted the name of a file. Give -o MODEL.onnx.")
+        raise InputError(f"{out} is a folder; wanted the name of a file. Give {option} FILE.")
     if out.exists() and not force:
-        raise InputError(f"{out} exists. Give another -o, or --force to replace it.")
+        raise InputError(f"{out} exists. Give another {option}, or --force to replace it.")
 
 
 @contextmanager

@@ -136,8 +136,8 @@ class GateConfig(Table):
     ) -> GateConfig:
         """The configuration with command-line options on top; what is None, empty or False leaves a key as it is.
 
-        ``baselines`` replace those of the file. Raises UsageError for a value its key refuses, for limits of an
-        unknown baseline, for a rule left without a baseline and for a baseline that no rule compares with.
+        ``baselines`` join those of the file and beat them by name. Raises UsageError for a value its key refuses, for
+        limits of an unknown baseline, for a rule left without a baseline and for a baseline that no rule compares with.
         """
         given = {"policy": policy, "confidence": confidence, "require_paired": require_paired or None}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -148,16 +148,16 @@ class GateConfig(Table):
             raise UsageError("--latency needs a limit. Set [latency] max_ratio in gate.toml.")
         if latency and self.latency is not None:
             changes["latency"] = replace(self.latency, evidence=latency)
-        changed = replace(self, baselines=baselines or self.baselines, **changes)
-        changed._check_baselines({*self.baselines, *changed.baselines})
+        changed = replace(self, baselines={**self.baselines, **(baselines or {})}, **changes)
+        changed._check_baselines()
         return changed
 
     def against(self, references: Mapping[str, Path]) -> GateConfig:
         """The same rules with those baselines only."""
         return replace(self, baselines=references)
 
-    def _check_baselines(self, known: set[str]) -> None:
-        used: set[str] = set()
+    def _check_baselines(self) -> None:
+        known, used = set(self.baselines), set[str]()
         for rule, limits in self.compared().items():
             named = set(limits) if isinstance(limits, Mapping) else known
             for name in sorted(named - known):
@@ -165,10 +165,10 @@ class GateConfig(Table):
                     f"gate rule {rule} has a limit for baseline {name!r}, which is not there.{nearest(name, known)} "
                     f"Name it in [baselines], or give --baseline {name}=RESULT.json."
                 )
-            if not named & set(self.baselines):
+            if not named:
                 raise UsageError(
-                    f"gate rule {rule} has no baseline to compare with. Give --baseline "
-                    f"{next(iter(sorted(named)), 'float')}=RESULT.json, or leave out the rule."
+                    f"gate rule {rule} has no baseline to compare with. Give --baseline float=RESULT.json, or leave "
+                    "out the rule."
                 )
             used |= named
         for name in self.baselines:

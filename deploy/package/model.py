@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from fimaq.deploy.serve.loading import load
 from fimaq.deploy.serve.repository import FIRST, MODEL_FILE
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.evaluate import OrtPredictor
+from fimaq.toolchain.image_input import ImageInput
 
 if TYPE_CHECKING:
     import onnx
@@ -49,9 +50,9 @@ class Model:
         return self.predictor.fixed_batch
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        return 3, self.predictor.preprocessing.height, self.predictor.preprocessing.width
+    def image(self) -> ImageInput:
+        """The form of one image."""
+        return self.predictor.image
 
     @property
     def labels(self) -> list[str]:
@@ -64,10 +65,15 @@ class Model:
         """Size of all its files."""
         return sum(path.stat().st_size for path in self.repository("").values())
 
-    def probe(self) -> npt.NDArray[np.float32]:
-        """Images ``[b, 3, h, w]`` to compare sessions on: noise of unit variance, always the same; b is 2 or fixed."""
-        shape = (self.batch or 2, *self.image_shape)
-        return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    def probe(self) -> npt.NDArray[Any]:
+        """Two images, or as many as the batch is fixed to, to compare sessions on: noise, always the same.
+
+        Of unit variance; where the file takes pixels, evenly any of them.
+        """
+        random, shape = np.random.default_rng(0), (self.batch or 2, *self.image.shape)
+        if self.image.kind == "uint8":
+            return random.integers(0, 256, shape, dtype=np.uint8)
+        return random.standard_normal(shape, dtype=np.float32)
 
     def repository(self, name: str) -> dict[str, Path]:
         """Its files in Triton's layout, which ``serve`` reads too: ``<name>/1/model.onnx``, weights beside it."""

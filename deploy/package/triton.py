@@ -8,6 +8,8 @@ from typing import ClassVar, Literal, final
 from fimaq.deploy.serve.describe import config_parameters
 from fimaq.deploy.serve.settings import Limits
 from fimaq.toolchain.errors import InputError, UsageError
+from fimaq.toolchain.evaluate.v2_client import DATATYPES
+from fimaq.toolchain.image_input import InputKind
 
 from .folder import Files
 from .model import Model
@@ -18,6 +20,12 @@ from .triton_logits import same_logits
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "float64": "TYPE_FP64"}
 
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+
+SENT: dict[InputKind, str] = {
+    "float": "the preprocessed image",
+    "uint8": "the pixels of the scaled and cropped image, which the model normalises itself",
+}
+"""What the README says of an image."""
 
 PARAMETER = "parameters {{ key: {} value {{ string_value: {} }} }}\n"
 
@@ -57,7 +65,9 @@ class Triton:
             **model.repository(name),
             f"{name}/config.pbtxt": self._config(model, name, _data_type(model, logits.dtype.name)),
             f"{name}/labels.txt": "".join(f"{' '.join(label.splitlines())}\n" for label in model.labels),
-            "README.md": fill("triton.md", name=name, opset=model.opset, ir_version=model.ir_version),
+            "README.md": fill(
+                "triton.md", name=name, opset=model.opset, ir_version=model.ir_version, sent=SENT[model.image.kind]
+            ),
         }
 
     def _config(self, model: Model, name: str, output_type: str) -> str:
@@ -69,7 +79,8 @@ class Triton:
             sha256=model.predictor.sha256,
             max_batch=0 if fixed else self.max_batch or limits.batch,
             input=quoted(model.predictor.input_name),
-            input_dims=", ".join(map(str, [*fixed, *model.image_shape])),
+            input_type=f"TYPE_{DATATYPES[model.image.dtype.name]}",
+            input_dims=", ".join(map(str, [*fixed, *model.image.shape])),
             output=quoted(model.predictor.output_name),
             output_type=output_type,
             output_dims=", ".join(map(str, [*fixed, len(model.labels)])),

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from .statistics import Statistics, Timing
 
 Array = npt.NDArray[np.float32]
+
+Images = npt.NDArray[Any]
+"""Of one request, in the form its model takes: float32 ``[b, 3, h, w]`` or uint8 ``[b, h, w, 3]``."""
 
 
 @final
@@ -32,7 +35,7 @@ class Answer:
 @final
 @dataclass(frozen=True, eq=False)
 class _Job:
-    images: Array
+    images: Images
     answer: asyncio.Future[Answer]
     queued: int
 
@@ -41,13 +44,13 @@ class _Job:
 class Batcher:
     """Threads that run a model on what is waiting for it, in the order it came.
 
-    ``run`` maps images ``[b, 3, h, w]`` to logits ``[b, classes]``. Requests are joined up to ``join`` images; a larger
+    ``run`` maps images to logits ``[b, classes]``. Requests are joined up to ``join`` images; a larger
     request runs by itself, whole. A request whose future was cancelled is dropped when its turn comes. Made and used
     on the event loop; ``statistics`` is touched there only.
     """
 
     def __init__(
-        self, run: Callable[[Array], Array], *, join: int, instances: int, statistics: Statistics, name: str
+        self, run: Callable[[Images], Array], *, join: int, instances: int, statistics: Statistics, name: str
     ) -> None:
         self._run, self._join, self._statistics = run, join, statistics
         self._loop = asyncio.get_running_loop()
@@ -60,8 +63,8 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, images: Array) -> asyncio.Future[Answer]:
-        """Queue images ``[b, 3, h, w]``; cancel the future to take them back."""
+    def submit(self, images: Images) -> asyncio.Future[Answer]:
+        """Queue images; cancel the future to take them back."""
         answer: asyncio.Future[Answer] = self._loop.create_future()
         with self._changed:
             self._jobs.append(_Job(images, answer, time.perf_counter_ns()))

@@ -49,13 +49,13 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
         "name": model.name,
         "versions": versions,
         "platform": PLATFORM,
-        "inputs": [_tensor(model.predictor.input_name, [batch, *model.image_shape])],
-        "outputs": [_tensor(model.predictor.output_name, [batch, classes])],
+        "inputs": [_tensor(model.predictor.input_name, model.datatype, [batch, *model.image.shape])],
+        "outputs": [_tensor(model.predictor.output_name, DATATYPE, [batch, classes])],
     }
 
 
-def _tensor(name: str, shape: list[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": DATATYPE, "shape": shape}
+def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}
 
 
 def model_config(model: ServedModel, settings: Settings) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def model_config(model: ServedModel, settings: Settings) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version_policy": {"latest": {"num_versions": settings.versions}},
         "max_batch_size": settings.limits.batch,
-        "input": [{"name": predictor.input_name, "data_type": "TYPE_FP32", "dims": list(model.image_shape)}],
-        "output": [{"name": predictor.output_name, "data_type": "TYPE_FP32", "dims": [len(model.class_names)]}],
+        "input": [_entry(predictor.input_name, model.datatype, list(model.image.shape))],
+        "output": [_entry(predictor.output_name, DATATYPE, [len(model.class_names)])],
         "instance_group": [
             {
                 "name": model.name,
@@ -80,6 +80,10 @@ def model_config(model: ServedModel, settings: Settings) -> dict[str, Any]:
         "default_model_filename": predictor.model.rpartition("/")[2],
         "parameters": {name: {"string_value": value} for name, value in parameters.items()},
     }
+
+
+def _entry(name: str, datatype: str, dims: list[int]) -> dict[str, Any]:
+    return {"name": name, "data_type": f"TYPE_{datatype}", "dims": dims}
 
 
 def config_parameters(predictor: OrtPredictor, provider: str) -> dict[str, str]:

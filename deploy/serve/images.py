@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from fimaq.toolchain.data import decode_rgb
 from fimaq.toolchain.errors import InputError
-from fimaq.toolchain.preprocess import Preprocessing
+from fimaq.toolchain.image_input import ImageInput
 
+from .batching import Images
 from .errors import Malformed, TooLarge
 
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 """Content types that are taken, with Pillow's names: the decoders of others were never meant for strangers' files."""
 
 
-def to_input(data: bytes, preprocessing: Preprocessing, pixels: int) -> npt.NDArray[np.float32]:
-    """Decode and preprocess one image: float32 ``[1, 3, h, w]``.
+def to_input(data: bytes, form: ImageInput, pixels: int) -> Images:
+    """Decode and preprocess one image, a batch of one in that form.
 
     The format is told by the content, whatever the header says. Raises TooLarge for more than ``pixels`` pixels, read
     from the header before anything is decoded, and Malformed for what is damaged or none of ``FORMATS``.
@@ -28,7 +27,7 @@ def to_input(data: bytes, preprocessing: Preprocessing, pixels: int) -> npt.NDAr
     if width * height > pixels:
         raise TooLarge(f"the image has {width}x{height} pixels; wanted at most {pixels} in all. Send a smaller one.")
     try:
-        return preprocessing.apply(decode_rgb(data, "in the request"))[None]
+        return form.apply(decode_rgb(data, "in the request"))[None]
     except InputError as error:
         raise Malformed(str(error)) from error
 

@@ -19,21 +19,16 @@ def load(path: Path, provider: Provider, threads: int | None) -> OrtPredictor:
     """Open a file and run it once on a black image and once on two.
 
     Raises InputError for a file that is damaged, carries no preprocessing or class names, keeps weights outside its
-    folder, takes its images as bytes, fails when run or gives logits of the wrong shape or not finite;
-    EnvironmentProblem for a missing provider or an ONNX Runtime that would read files anywhere.
+    folder, fails when run or gives logits of the wrong shape or not finite; EnvironmentProblem for a missing provider
+    or an ONNX Runtime that would read files anywhere.
     """
     _require_confinement()
     predictor = OrtPredictor(path, provider, threads)
-    if predictor.image.kind != "float":
-        raise InputError(
-            f"{path} takes images as uint8, which the server does not send it. Export it again without --input uint8."
-        )
     names = predictor.classes["names"]
     if not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} has classes whose names are no strings. Export it again with fimaq-tool export.")
-    side = (predictor.preprocessing.height, predictor.preprocessing.width)
     for images in (1, 2):
-        logits = predictor(np.zeros((images, 3, *side), dtype=np.float32))
+        logits = predictor(np.zeros((images, *predictor.image.shape), predictor.image.dtype))
         if logits.shape != (images, len(names)) or not np.isfinite(logits).all():
             state = "finite" if np.isfinite(logits).all() else "not finite"
             raise InputError(

@@ -13,8 +13,10 @@ from typing import final
 import numpy as np
 
 from fimaq.toolchain.evaluate import OrtPredictor
+from fimaq.toolchain.evaluate.v2_client import DATATYPES
+from fimaq.toolchain.image_input import ImageInput
 
-from .batching import Answer, Array, Batcher
+from .batching import Answer, Batcher, Images
 from .errors import Malformed, ModelFailed, RequestError, Unavailable
 from .repository import ModelFile
 from .settings import Settings
@@ -48,9 +50,14 @@ class ServedModel:
         )
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        return 3, self.predictor.preprocessing.height, self.predictor.preprocessing.width
+    def image(self) -> ImageInput:
+        """The form of one image."""
+        return self.predictor.image
+
+    @property
+    def datatype(self) -> str:
+        """The protocol's name of the images' type."""
+        return DATATYPES[self.image.dtype.name]
 
     @property
     def class_names(self) -> list[str]:
@@ -80,8 +87,8 @@ class ServedModel:
             self.held -= 1
             self._close_if_unused()
 
-    def submit(self, images: Array) -> asyncio.Future[Answer]:
-        """Queue images ``[b, 3, h, w]``; to be called while holding a place."""
+    def submit(self, images: Images) -> asyncio.Future[Answer]:
+        """Queue images; to be called while holding a place."""
         return self._batcher.submit(images)
 
     def retire(self) -> None:
@@ -93,7 +100,7 @@ class ServedModel:
         """Wait until a retired model has ended; blocks."""
         self._batcher.join()
 
-    def check(self, images: Array, answer: Answer) -> None:
+    def check(self, images: Images, answer: Answer) -> None:
         """Raise Malformed or ModelFailed, as whose fault it is, where the logits are not finite."""
         if np.isfinite(answer.logits).all():
             return

@@ -13,7 +13,7 @@ from .errors import Malformed
 from .model import ServedModel
 
 DATATYPE = "FP32"
-"""Of the images and the logits; the models this tool exports have no other."""
+"""Of the logits; the models this tool exports have no other."""
 
 CLASSIFICATION, TIMEOUT = "classification", "timeout"
 """Parameters of an output and of a request; a timeout is in microseconds."""
@@ -30,13 +30,14 @@ class TensorHeader:
 
 
 def check_input(model: ServedModel, tensors: Sequence[TensorHeader], most: int) -> tuple[int, ...]:
-    """The shape ``[b, 3, h, w]`` of a request's images. Raises Malformed for anything the model does not take."""
-    wanted = f"one input {model.predictor.input_name!r}, {DATATYPE} [1 to {most}, {str(list(model.image_shape))[1:]}"
-    if len(tensors) != 1 or tensors[0].name != model.predictor.input_name or tensors[0].datatype != DATATYPE:
+    """The shape of a request's images. Raises Malformed for anything the model does not take."""
+    name, datatype = model.predictor.input_name, model.datatype
+    wanted = f"one input {name!r}, {datatype} [1 to {most}, {str(list(model.image.shape))[1:]}"
+    if len(tensors) != 1 or tensors[0].name != name or tensors[0].datatype != datatype:
         got = ", ".join(f"{tensor.name!r} {tensor.datatype}" for tensor in tensors[:4]) or "none"
         raise Malformed(f"model {model.name} got the inputs {got}; wanted {wanted}.")
     shape = tuple(tensors[0].shape)
-    if len(shape) != 4 or shape[1:] != model.image_shape or not 1 <= shape[0] <= most:
+    if len(shape) != 4 or shape[1:] != model.image.shape or not 1 <= shape[0] <= most:
         raise Malformed(f"model {model.name} got shape {list(shape)[:8]}; wanted {wanted}.")
     return shape
 

@@ -56,7 +56,7 @@ def test_a_verdict_has_its_exit_code(folder, candidate, verdict, code):
             "top1.max_drop (--max-drop)",
         ),
         (["--baseline", "float.json", "--candidate", "good.json", "--config", "none.toml"], 4, "gate init"),
-        (["--baseline", "float.json", "--candidate", "good.json", "--junit", "float.json"], 4, "--force"),
+        (["--baseline", "float.json", "--candidate", "good.json", "--junit", "float.json"], 4, "Give another --junit"),
         (["--candidate", "good.json", "init"], 2, "--candidate stands before init"),
         (["frob"], 2, "No such command 'frob'"),
     ],
@@ -89,6 +89,12 @@ def test_an_option_beats_a_variable_beats_the_file_beats_the_default(folder):
 def test_several_baselines_are_judged_at_once(folder):
     words = ["--baseline", "float=float.json", "--baseline", "release=bad.json", "--candidate", "unsure.json", "--json"]
     rules = json.loads(invoke(*words).stdout)["rules"]
+    assert [(rule["reference"], rule["verdict"]) for rule in rules] == [("float", "inconclusive"), ("release", "pass")]
+
+
+def test_a_baseline_that_is_typed_joins_those_of_the_file(folder):
+    (folder / "gate.toml").write_text("[baselines]\nfloat = 'none.json'\nrelease = 'bad.json'\n")
+    rules = judged("unsure")["rules"]
     assert [(rule["reference"], rule["verdict"]) for rule in rules] == [("float", "inconclusive"), ("release", "pass")]
 
 

@@ -117,9 +117,10 @@ def test_options_win_and_what_is_not_given_stays(toml):
     assert changed.top1 == DropConfig(0.5, "point")
 
 
-def test_baselines_that_are_given_replace_those_of_the_file():
-    config = GateConfig(baselines=BASELINES, top1=DropConfig({"float": 2.0, "release": 0.5}))
-    assert config.with_options(baselines={"float": Path("x.json")}).baselines == {"float": Path("x.json")}
+def test_baselines_that_are_given_join_those_of_the_file_and_beat_them_by_name():
+    config = GateConfig(baselines=BASELINES, top1=DropConfig({"float": 2.0, "release": 0.5, "last": 1.0}))
+    changed = config.with_options(baselines={"float": Path("x.json"), "last": Path("l.json")})
+    assert changed.baselines == {**BASELINES, "float": Path("x.json"), "last": Path("l.json")}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_baselines_that_are_given_replace_those_of_the_file():
         (
             {"top1": DropConfig({"float": 1.0, "release": 1.0}), "baselines": BASELINES},
             {"baselines": {"baseline": Path("b.json")}},
-            "gate rule top1 has no baseline to compare with. Give --baseline float=RESULT.json",
+            "baseline 'baseline' is compared by no rule: limits are for float, release",
         ),
         (
             {"top1": DropConfig({"float": 1.0}), "baselines": BASELINES},

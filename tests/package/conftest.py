@@ -13,11 +13,23 @@ PREPROCESSING = Preprocessing(8, 6, 1.0, "center", "bilinear", (0.5, 0.5, 0.5), 
 NAMES = [f"class {index}" for index in range(7)]
 
 
-def write(path, *, batch="batch", image="image", logits="logits", names=NAMES, steps=(), metadata=None, **saving):
+def write(
+    path,
+    *,
+    batch="batch",
+    image="image",
+    logits="logits",
+    names=NAMES,
+    steps=(),
+    metadata=None,
+    pixels=False,
+    **saving,
+):
     """A classifier of 8x6 images, with weights in a node and in an initializer; ``steps`` lead from image to "x"."""
     weights = np.random.default_rng(5).standard_normal((3 * 8 * 6, len(names))).astype(np.float32)
     bias = numpy_helper.from_array(np.linspace(0, 1, len(names), dtype=np.float32), "bias")
-    steps = steps or [helper.make_node("Identity", [image], ["x"])]
+    form = (TensorProto.UINT8, [batch, 8, 6, 3]) if pixels else (TensorProto.FLOAT, [batch, 3, 8, 6])
+    steps = steps or [helper.make_node("Cast", [image], ["x"], to=TensorProto.FLOAT)]
     nodes = [
         *steps,
         helper.make_node("Flatten", ["x"], ["flat"]),
@@ -28,7 +40,7 @@ def write(path, *, batch="batch", image="image", logits="logits", names=NAMES, s
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info(image, TensorProto.FLOAT, [batch, 3, 8, 6])],
+        [helper.make_tensor_value_info(image, *form)],
         [helper.make_tensor_value_info(logits, TensorProto.FLOAT, [batch, len(names)])],
         [bias],
     )

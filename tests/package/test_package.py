@@ -44,6 +44,14 @@ def test_the_server_finds_the_model_in_every_package(model, tmp_path, target):
 
 
 @pytest.mark.parametrize("target", EVERY, ids=lambda target: target.target)
+def test_a_file_that_takes_pixels_is_packaged_for_every_target(onnx_file, tmp_path, target):
+    source = onnx_file(tmp_path / "tiny.onnx", pixels=True)
+    package(source, tmp_path / "out", target)
+    (copied,) = (tmp_path / "out").rglob("model.onnx")
+    assert copied.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("target", EVERY, ids=lambda target: target.target)
 def test_the_manifest_names_every_file_with_its_hash(model, tmp_path, target):
     result = package(model, tmp_path / "out", target)
     found = contents(tmp_path / "out")

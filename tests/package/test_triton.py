@@ -26,19 +26,27 @@ def cast_logits(path, elem):
     return path
 
 
-def twice_quantized(onnx_file, path):
-    """A model whose image passes two Q/DQ pairs with different scales, which ONNX Runtime merges unless told not to."""
+def twice_quantized(onnx_file, path, pixels=False):
+    """A model whose image passes two Q/DQ pairs with different scales, which ONNX Runtime merges unless told not to.
+
+    Pixels are brought down to 0 to 2.55 first.
+    """
     scales = {"fine": 0.05, "coarse": 0.73}
     constants = [helper.make_node("Constant", [], [name], value_float=scale) for name, scale in scales.items()]
     constants.append(
         helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.asarray(128, np.uint8)))
     )
     pairs, tensor = [], "image"
+    if pixels:
+        constants.append(helper.make_node("Constant", [], ["hundredth"], value_float=0.01))
+        pairs = [helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT)]
+        pairs.append(helper.make_node("Mul", ["floats", "hundredth"], ["small"]))
+        tensor = "small"
     for scale in scales:
         pairs.append(helper.make_node("QuantizeLinear", [tensor, scale, "zero"], [f"{scale}_q"]))
         tensor = "x" if scale == "coarse" else f"{scale}_dq"
         pairs.append(helper.make_node("DequantizeLinear", [f"{scale}_q", scale, "zero"], [tensor]))
-    return onnx_file(path, steps=[*constants, *pairs])
+    return onnx_file(path, steps=[*constants, *pairs], pixels=pixels)
 
 
 def run(path, images, **options):
@@ -100,6 +108,17 @@ def test_triton_reads_what_was_meant(model, tmp_path, read_config):
     }
 
 
+@pytest.mark.parametrize(("batch", "fixed"), [("batch", []), (4, ["4"])])
+def test_triton_is_told_that_a_file_takes_pixels(onnx_file, tmp_path, read_config, batch, fixed):
+    package(onnx_file(tmp_path / "tiny.onnx", pixels=True, batch=batch), tmp_path / "out", Triton())
+    config = read_config(tmp_path / "out")
+    entry = {"data_type": "TYPE_UINT8", "dims": [*fixed, "8", "6", "3"]}
+    assert config["input"] == [{"name": "image", **entry}]
+    assert config["model_warmup"][0]["inputs"] == {"image": {**entry, "zero_data": True}}
+    assert config["output"][0]["data_type"] == "TYPE_FP32"
+    assert "Clients send the pixels of the scaled" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_what_is_chosen_for_triton_is_in_the_config(model, tmp_path, read_config):
     package(model, tmp_path / "out", Triton(max_batch=5, instances=3, threads=2, provider="cuda"))
     config = read_config(tmp_path / "out")
@@ -155,6 +174,12 @@ def test_tensors_may_be_called_anything(onnx_file, tmp_path, read_config):
     package(path, tmp_path / "out", Triton())
     config = read_config(tmp_path / "out")
     assert (config["input"][0]["name"], config["output"][0]["name"]) == ('a "quoted" \\ image', "$logits\n")
+
+
+def test_pixels_that_triton_would_compute_otherwise_are_refused(onnx_file, tmp_path):
+    path = twice_quantized(onnx_file, tmp_path / "tiny.onnx", pixels=True)
+    with pytest.raises(InputError, match="gives other logits with ONNX Runtime's default session options"):
+        package(path, tmp_path / "out", Triton())
 
 
 def test_a_model_that_triton_would_compute_otherwise_is_refused(onnx_file, tmp_path):

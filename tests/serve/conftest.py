@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,21 @@ class Toy:
         """What the model should answer, in float64."""
         return images.astype(np.float64).mean(axis=(2, 3)) @ self.weights.astype(np.float64)
 
-    def write(self, path, scale=1.0, metadata=None):
-        """Write the model, its weights times ``scale``."""
+    def pixels(self, count, seed=0):
+        """Random images for a model that takes them as they are decoded."""
+        return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+    def normalized(self, pixels):
+        """What such a model makes of them, in float64."""
+        return ((pixels / 255 - self.preprocessing.mean) / self.preprocessing.std).transpose(0, 3, 1, 2)
+
+    def write(self, path, scale=1.0, metadata=None, kind="float"):
+        """Write the model, its weights times ``scale``; with the kind ``uint8`` it normalises its images itself."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(_model(self.weights * np.float32(scale), metadata), path)
+        model = _model(self.weights * np.float32(scale), metadata)
+        if kind == "uint8":
+            _take_pixels(model.graph)
+        onnx.save(model, path)
         return path
 
 
@@ -109,6 +121,24 @@ def _model(weights, metadata):
     }
     helper.set_model_props(model, carried if metadata is None else metadata)
     return model
+
+
+def _take_pixels(graph):
+    """Put ``(pixel / 255 - mean) / std`` in front, in float32 and in that order, so that results are the same bits."""
+    for node in graph.node:
+        node.input[:] = ["normal" if name == "image" else name for name in node.input]
+    for name, value in (("white", 255), ("centre", PREPROCESSING.mean[0]), ("width", PREPROCESSING.std[0])):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    steps = [
+        helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "white"], ["shares"]),
+        helper.make_node("Sub", ["shares", "centre"], ["centred"]),
+        helper.make_node("Div", ["centred", "width"], ["normal"]),
+    ]
+    for step in reversed(steps):
+        graph.node.insert(0, step)
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3]))
 
 
 class Server:
@@ -187,6 +217,12 @@ def toy_file(toy, tmp_path_factory):
     return toy.write(tmp_path_factory.mktemp("models") / "toy.onnx")
 
 
+@pytest.fixture(scope="session")
+def bytes_file(toy, tmp_path_factory):
+    """The toy, for images as they are decoded."""
+    return toy.write(tmp_path_factory.mktemp("bytes") / "toy.onnx", kind="uint8")
+
+
 @pytest.fixture
 def start(tmp_path):
     """``start(source, *options)`` starts a server, which ends with the test and must have had no error of its own."""
@@ -205,14 +241,27 @@ def start(tmp_path):
         assert "Traceback" not in server.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def server(toy_file, tmp_path_factory):
-    """One server for tests that only ask it."""
-    log = tmp_path_factory.mktemp("log") / "serve.log"
-    server = Server([toy_file, "--port", 0, "--grpc-port", 0, "--threads", 1, "--drain", 0], log)
+@contextmanager
+def serving(file, log):
+    """A server that must end well and have had no error of its own."""
+    server = Server([file, "--port", 0, "--grpc-port", 0, "--threads", 1, "--drain", 0], log)
     yield server
     assert server.stop() == 0
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(toy_file, tmp_path_factory):
+    """One server for tests that only ask it."""
+    with serving(toy_file, tmp_path_factory.mktemp("log") / "serve.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bytes_server(bytes_file, tmp_path_factory):
+    """One server of the file that takes pixels."""
+    with serving(bytes_file, tmp_path_factory.mktemp("log") / "bytes.log") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -220,8 +269,9 @@ def binary_request():
     """``binary_request(images, **parameters)`` gives the body and headers of a request with a binary tensor."""
 
     def make(images, parameters=None, outputs=None):
-        data = np.ascontiguousarray(images, "<f4").tobytes()
-        tensor = {"name": "image", "datatype": "FP32", "shape": list(images.shape)}
+        pixels = images.dtype == np.uint8
+        data = np.ascontiguousarray(images, None if pixels else "<f4").tobytes()
+        tensor = {"name": "image", "datatype": "UINT8" if pixels else "FP32", "shape": list(images.shape)}
         head = {"inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}]}
         head |= {"parameters": parameters} if parameters else {}
         head |= {"outputs": outputs} if outputs else {}

@@ -106,6 +106,16 @@ def test_tritonclient_is_told_what_is_wrong(seen):
         assert seen[name]["status"] in ("403", "StatusCode.PERMISSION_DENIED")
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tritonclient_sends_pixels(bytes_server, client, toy, tmp_path, protocol):
+    pixels = toy.pixels(2)
+    np.save(tmp_path / "pixels.npy", pixels)
+    address = bytes_server.said["grpc"] if protocol == "grpc" else bytes_server.url.removeprefix("http://")
+    found = client("triton.py", protocol, address, tmp_path / "pixels.npy")
+    for key in {"logits", "json", "gzip"} & found.keys():
+        np.testing.assert_allclose(found[key], toy.logits(toy.normalized(pixels)), atol=1e-5)
+
+
 def test_kserves_client(server, client, toy, images, images_file):
     seen = client("kserve_rest.py", server.url, images_file)
     assert [seen[key] for key in ("live", "ready", "model_ready", "id")] == [True, True, True, "mine"]

@@ -59,6 +59,40 @@ def test_the_same_answer_for_every_image(server, toy_file, folder, tmp_path, wir
     assert there.environment["wire"] == wire
 
 
+@pytest.mark.parametrize("wire", ["tensor", "image"])
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_file_that_takes_pixels_answers_as_the_one_for_floats(
+    bytes_server, toy_file, bytes_file, folder, tmp_path, wire, with_file
+):
+    floats = result(tmp_path / "floats.json", toy_file, "--data", folder)
+    here = result(tmp_path / "here.json", bytes_file, "--data", folder)
+    source = [bytes_file] if with_file else []
+    words = ("--endpoint", bytes_server.url, "--wire", wire, "--data", folder)
+    there = result(tmp_path / "there.json", *source, *words)
+    for name in SAME:
+        np.testing.assert_array_equal(getattr(there.predictions, name), getattr(here.predictions, name))
+        np.testing.assert_array_equal(getattr(there.predictions, name), getattr(floats.predictions, name))
+    assert (there.sha256, there.preprocessing_sha256) == (here.sha256, floats.preprocessing_sha256)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_pixels_are_sent_as_bytes(server, bytes_server, toy, monkeypatch, binary):
+    """A quarter of the bytes of floats, from the sizes of two batches of either kind, whose headers are as long."""
+    sent, exchange = [], Server._exchange
+
+    def counted(self, method, target, body, headers):
+        sent.append(len(body))
+        return exchange(self, method, target, body, headers)
+
+    monkeypatch.setattr(Server, "_exchange", counted)
+    for running, make in ((server, toy.images), (bytes_server, toy.pixels)):
+        with Server(running.url) as there:
+            for count in (6, 9):
+                there.infer_tensor("/models/toy", "image", make(count), binary)
+    floats, pixels = sent[1] - sent[0], sent[3] - sent[2]
+    assert (floats, pixels) == (2304, 576) if binary else floats > 4 * pixels
+
+
 def test_a_batch_is_cut_to_what_the_server_takes(start, toy_file, folder, tmp_path):
     server = start(toy_file, "--max-batch", 3)
     found = result(tmp_path / "r.json", "--endpoint", server.url, "--data", folder, "--batch-size", 10)
@@ -135,6 +169,12 @@ def test_a_server_that_is_not_there(folder):
 # Servers of others: the standard's JSON and nothing else
 
 
+INPUTS = {
+    "float": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}],
+    "uint8": [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}],
+}
+
+
 class Plain(BaseHTTPRequestHandler):
     """A server that knows no extension; it is busy now and then, and closes connections it had kept."""
 
@@ -162,7 +202,7 @@ class Plain(BaseHTTPRequestHandler):
             return
         (tensor,) = request["inputs"]
         images = np.array(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
-        logits = self.toy.logits(images)
+        logits = self.toy.logits(self.toy.normalized(images) if tensor["datatype"] == "UINT8" else images)
         output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape), "data": logits.ravel().tolist()}
         self.reply(200, {"model_name": "toy", "outputs": [output] if self.answers else []})
         self.close_connection = True
@@ -189,9 +229,10 @@ def plain(toy):
             "name": "toy",
             "versions": ["3"],
             "platform": "other",
-            "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}],
+            "inputs": INPUTS["float"],
             "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 7]}],
         }
+        metadata |= attributes.pop("metadata", {})
         handler = type("Handler", (Plain,), {"toy": toy, "metadata": metadata, **attributes})
         listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=listening.serve_forever)
@@ -214,15 +255,18 @@ def test_a_server_of_others_is_evaluated_with_the_file_beside_it(plain, toy_file
     assert (there.provider, there.environment["server"]) == ("other", "plain 7")
 
 
-def test_a_packaged_model_on_triton_needs_no_file_beside_it(plain, toy_file, folder, tmp_path, triton_model_config):
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_a_packaged_model_on_triton_needs_no_file_beside_it(plain, toy, folder, tmp_path, triton_model_config, kind):
     """Its configuration, through Triton's own parser, tells all: the JSON is what Triton answers for ``/config``."""
-    package(toy_file, tmp_path / "models", Triton(max_batch=3))
+    file = toy.write(tmp_path / "toy.onnx", kind=kind)
+    package(file, tmp_path / "models", Triton(max_batch=3))
     written = (tmp_path / "models" / "toy" / "config.pbtxt").read_text()
     config = json_format.MessageToDict(
         text_format.Parse(written, triton_model_config()), preserving_proto_field_name=True
     )
-    here = result(tmp_path / "here.json", toy_file, "--data", folder)
-    there = result(tmp_path / "there.json", "--endpoint", plain(config=config), "--model", "toy", "--data", folder)
+    url = plain(config=config, metadata={"inputs": INPUTS[kind]})
+    here = result(tmp_path / "here.json", file, "--data", folder)
+    there = result(tmp_path / "there.json", "--endpoint", url, "--model", "toy", "--data", folder)
     np.testing.assert_array_equal(there.predictions.top5, here.predictions.top5)
     for name in ("sha256", "bytes", "preprocessing_sha256", "provider", "n", "top1"):
         assert getattr(there, name) == getattr(here, name)
@@ -265,6 +309,22 @@ def test_servers_whose_answers_cannot_be_used(plain, toy_file, folder, attribute
     done = evaluate(toy_file, "--endpoint", plain(**attributes), "--model", "toy", "--data", folder)
     assert done.exit_code == 4
     assert message in done.stderr
+
+
+def test_the_file_beside_a_server_says_which_form_it_takes(plain, bytes_file, folder):
+    done = evaluate(bytes_file, "--endpoint", plain(), "--model", "toy", "--data", folder)
+    assert done.exit_code == 4
+    assert "wanted one UINT8 [batch, 8, 8, 3]. Give" in done.stderr
+
+
+def test_a_server_that_takes_another_form_is_told_both(plain, toy, folder):
+    told = {"fimaq.preprocessing": toy.preprocessing.to_json(), "fimaq.sha256": "0", "fimaq.bytes": "1"}
+    told["fimaq.classes"] = json.dumps({"wnids": None, "names": toy.names})
+    config = {"parameters": {key: {"string_value": value} for key, value in told.items()}}
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, 3, 8, 8]}]
+    done = evaluate("--endpoint", plain(config=config, metadata={"inputs": inputs}), "--model", "toy", "--data", folder)
+    assert done.exit_code == 4
+    assert "wanted one FP32 [batch, 3, 8, 8] or UINT8 [batch, 8, 8, 3]." in done.stderr
 
 
 def test_the_url_may_end_as_people_write_it(server):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fimaq.deploy.serve.errors import Malformed, TooLarge
 from fimaq.deploy.serve.images import to_input
+from fimaq.toolchain.image_input import ImageInput
 
 INFER = "/v2/models/toy/infer"
 TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -115,14 +116,16 @@ def test_what_is_no_image_is_refused(server, path, data, media, status, message)
 def test_a_thin_image_that_would_be_scaled_to_gigabytes_is_refused(toy):
     with pytest.raises(Malformed, match="Crop the image"):
         to_input(
-            encoded(Image.new("RGB", (1, 60_000)), "PNG"), replace(toy.preprocessing, height=224, width=224), 2**26
+            encoded(Image.new("RGB", (1, 60_000)), "PNG"),
+            ImageInput(replace(toy.preprocessing, height=224, width=224), "float"),
+            2**26,
         )
 
 
 def test_nothing_is_decoded_before_the_size_is_known(toy, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(TooLarge, match="8193x8192"):
-        to_input(png(8193, 8192), toy.preprocessing, 2**26)
+        to_input(png(8193, 8192), ImageInput(toy.preprocessing, "float"), 2**26)
 
 
 # Generated damage: no answer of 500 and more, no dead server, no memory that stays

@@ -12,6 +12,7 @@ import pytest
 
 from fimaq.deploy.serve.errors import Malformed
 from fimaq.deploy.serve.rest.decode import _from_json
+from fimaq.toolchain.image_input import ImageInput
 
 INFER = "/v2/models/toy/infer"
 MIB = 2**20
@@ -257,13 +258,13 @@ def test_by_default_only_this_machine_can_reach_it(server):
     assert server.url.startswith("http://127.0.0.1:")
 
 
-def test_a_long_string_among_numbers_costs_no_memory():
+def test_a_long_string_among_numbers_costs_no_memory(toy):
     """numpy would give every element the room of the longest."""
     data = ["a" * 200_000] + [""] * 1_000
     tracemalloc.start()
     try:
         with pytest.raises(Malformed, match="values that are not all numbers"):
-            _from_json({"data": data}, (1, 3, 8, 8))
+            _from_json({"data": data}, (1, 3, 8, 8), ImageInput(toy.preprocessing, "float"))
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()

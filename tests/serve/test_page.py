@@ -56,6 +56,12 @@ def test_a_chosen_image_gets_its_classes_with_bars(server, toy, opened, picture)
     assert widths[0] > widths[4]
 
 
+def test_a_file_that_takes_pixels_is_asked_the_same_way(bytes_server, toy, opened, picture):
+    page = opened(bytes_server.url)
+    page.set_input_files("#file", picture)
+    assert shown(page) == shares(toy, picture)
+
+
 def test_an_image_can_be_dropped(server, toy, opened, picture):
     page = opened(server.url)
     page.wait_for_selector("#facts:not(:empty)")

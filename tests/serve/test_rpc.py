@@ -3,21 +3,11 @@
 import grpc
 import numpy as np
 import pytest
+from rpc_calls import call, logits, refused
 
 from fimaq.deploy.serve.rpc.messages import SERVICE, message
 
 KEY = "a key of more than sixteen characters"
-
-
-def call(server, method, value=None, metadata=(), timeout=30, prefix=None):
-    """The response to a request of that method, filled from ``value``."""
-    with grpc.insecure_channel(server.said["grpc"]) as channel:
-        ask = channel.unary_unary(
-            f"/{SERVICE}/{method}",
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=message(f"inference.{prefix or method}Response").FromString,
-        )
-        return ask(value or message(f"inference.{prefix or method}Request")(), metadata=metadata, timeout=timeout)
 
 
 def infer_request(images, name="toy", typed=False, **changes):
@@ -28,16 +18,6 @@ def infer_request(images, name="toy", typed=False, **changes):
     else:
         request.raw_input_contents.append(images.tobytes())
     return request
-
-
-def logits(response):
-    return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(response.outputs[0].shape)
-
-
-def refused(server, request, method="ModelInfer", **options):
-    with pytest.raises(grpc.RpcError) as refusal:
-        call(server, method, request, **options)
-    return refusal.value.code().name, refusal.value.details()
 
 
 @pytest.mark.parametrize("typed", [False, True])

@@ -13,13 +13,16 @@ from PIL import Image
 
 from ..data import ImageSet, decode_rgb
 from ..errors import EnvironmentProblem, InputError
-from ..image_input import ImageInput
+from ..image_input import ImageInput, InputKind
 from ..preprocess import Preprocessing
 from .ort import CLASSES, PREPROCESSING, OrtPredictor
 from .prefetch import Prepare
-from .v2_client import BINARY_EXTENSION, Refused, Server, model_path
+from .v2_client import BINARY_EXTENSION, DATATYPES, Refused, Server, model_path
 
 Wire = Literal["tensor", "image"]
+
+KINDS: tuple[InputKind, ...] = ("float", "uint8")
+"""Forms in which a server may take images; its metadata tells which."""
 
 SHA256, BYTES, PROVIDER = "fimaq.sha256", "fimaq.bytes", "fimaq.provider"
 """Parameters of a model's configuration on a server that says which file it serves."""
@@ -65,12 +68,11 @@ class EndpointPredictor:
         self.model = f"{server.url}/v2{self._path}"
         self._require_same(told, local)
         self.preprocessing = local.preprocessing if local else self._preprocessing(told)
-        self.image = ImageInput(self.preprocessing, "float")
         self.classes: Mapping[str, Any] = local.classes if local else self._classes(told, metadata)
         self.sha256: str = local.sha256 if local else told[SHA256]
         self.bytes: int = local.bytes if local else int(told[BYTES])
         self.provider = str(told.get(PROVIDER) or metadata.get("platform") or "unknown")
-        self._input = self._input_name(metadata)
+        self._input, self.image = self._read_input(metadata, local)
         self._most: int | None = config.get("max_batch_size") or None
         self._binary = BINARY_EXTENSION in about.get("extensions", [])
         self.environment: Mapping[str, Any] = {
@@ -80,8 +82,8 @@ class EndpointPredictor:
             "model_versions": metadata.get("versions", []),
         }
 
-    def __call__(self, batch: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
-        """Logits ``[b, classes]`` of images ``[b, 3, h, w]``; with ``wire="image"`` of what ``prepare`` made."""
+    def __call__(self, batch: npt.NDArray[Any], /) -> npt.NDArray[np.float32]:
+        """Logits ``[b, classes]`` of images in the form ``image``; with ``wire="image"`` of what ``prepare`` made."""
         if self._wire == "image":
             return batch
         size = self._most or len(batch)
@@ -140,17 +142,21 @@ class EndpointPredictor:
             ) from error
         return classes
 
-    def _input_name(self, metadata: Mapping[str, Any]) -> str:
-        wanted = [3, self.preprocessing.height, self.preprocessing.width]
+    def _read_input(self, metadata: Mapping[str, Any], local: OrtPredictor | None) -> tuple[str, ImageInput]:
+        """Name of the input, and the form of an image; a file beside it has only one."""
+        forms = [local.image] if local else [ImageInput(self.preprocessing, kind) for kind in KINDS]
         try:
             (tensor,) = metadata["inputs"]
-            if tensor["datatype"] == "FP32" and [int(side) for side in tensor["shape"]][-3:] == wanted:
-                return str(tensor["name"])
+            told = tensor["datatype"], tuple(int(side) for side in tensor["shape"])[-3:]
+            for form in forms:
+                if told == (DATATYPES[form.dtype.name], form.shape):
+                    return str(tensor["name"]), form
         except (KeyError, TypeError, ValueError):
             pass
+        wanted = " or ".join(f"{DATATYPES[form.dtype.name]} [batch, {str(form.shape)[1:-1]}]" for form in forms)
         raise InputError(
-            f"{self.model} takes {json.dumps(metadata.get('inputs'))[:200]}; wanted one FP32 [batch, {str(wanted)[1:]}."
-            " Give the model this file was deployed as with --model."
+            f"{self.model} takes {json.dumps(metadata.get('inputs'))[:200]}; wanted one {wanted}. "
+            "Give the model this file was deployed as with --model."
         )
 
 

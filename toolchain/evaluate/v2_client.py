@@ -18,6 +18,9 @@ from ..errors import EnvironmentProblem, InputError, UsageError
 HEADER_LENGTH = "Inference-Header-Content-Length"
 BINARY_EXTENSION = "binary_tensor_data"
 
+DATATYPES: Mapping[str, str] = {"float32": "FP32", "uint8": "UINT8"}
+"""The protocol's names of the types that images and logits have, by numpy's."""
+
 PATIENCE = 120.0
 """Seconds to keep coming back to a server that says it is busy."""
 
@@ -66,11 +69,15 @@ class Server:
         return self._json("POST", path, json.dumps(value).encode())
 
     def infer_tensor(
-        self, model: str, input_name: str, batch: npt.NDArray[np.float32], binary: bool
+        self, model: str, input_name: str, batch: npt.NDArray[Any], binary: bool
     ) -> npt.NDArray[np.float32]:
-        """The one output, ``[b, classes]``, of the one input ``[b, 3, h, w]``; ``binary`` uses that extension."""
-        item: dict[str, Any] = {"name": input_name, "datatype": "FP32", "shape": list(batch.shape)}
-        data = np.ascontiguousarray(batch, dtype="<f4")
+        """The one output, ``[b, classes]``, of the one input, float32 or uint8; ``binary`` uses that extension."""
+        item: dict[str, Any] = {
+            "name": input_name,
+            "datatype": DATATYPES[batch.dtype.name],
+            "shape": list(batch.shape),
+        }
+        data = np.ascontiguousarray(batch, dtype=batch.dtype.newbyteorder("<"))
         if not binary:
             body = json.dumps({"inputs": [{**item, "data": data.ravel().tolist()}]}).encode()
             return self._output("POST", f"{model}/infer", body, {"Content-Type": "application/json"})

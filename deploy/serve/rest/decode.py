@@ -12,7 +12,9 @@ import numpy as np
 import orjson
 from starlette.datastructures import Headers
 
-from ..batching import Array
+from fimaq.toolchain.image_input import ImageInput
+
+from ..batching import Images
 from ..errors import Malformed
 from ..model import ServedModel
 from ..protocol import TensorHeader, check_input, check_outputs, seconds
@@ -33,9 +35,9 @@ NUMBERS = frozenset({int, float})
 @final
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """``images`` ``[b, 3, h, w]``; ``classes`` to name in the answer (0: the logits), and how long it may take."""
+    """``images`` in the model's form; ``classes`` to name in the answer (0: the logits), and how long it may take."""
 
-    images: Array
+    images: Images
     id: str | None
     classes: int
     binary: bool
@@ -72,7 +74,7 @@ def decode(body: memoryview, length: int | None, model: ServedModel, limits: Lim
     headers = [TensorHeader(_string(item, "name"), _string(item, "datatype"), _shape(item)) for item in tensors]
     shape = check_input(model, headers, limits.batch)
     return InferRequest(
-        images=_tensor(tensors[0], shape, tail),
+        images=_tensor(tensors[0], shape, model.image, tail),
         id=_string(request, "id") if "id" in request else None,
         classes=check_outputs(model, wished),
         binary=_flag(wished[0][1] if wished else {}, BINARY, default=_flag(parameters, BINARY_OUTPUT, default=False)),
@@ -80,36 +82,37 @@ def decode(body: memoryview, length: int | None, model: ServedModel, limits: Lim
     )
 
 
-def _bare(body: memoryview, model: ServedModel, limits: Limits) -> Array:
+def _bare(body: memoryview, model: ServedModel, limits: Limits) -> Images:
     """A body that is nothing but images."""
-    size = 4 * math.prod(model.image_shape)
+    form = model.image
+    size = form.dtype.itemsize * math.prod(form.shape)
     images, rest = divmod(len(body), size)
     if rest or not 1 <= images <= limits.batch:
         raise Malformed(
             f"the body has {len(body)} bytes; wanted 1 to {limits.batch} images of {size} bytes each, "
-            f"float32 {list(model.image_shape)}."
+            f"{form.dtype} {list(form.shape)}."
         )
-    return np.frombuffer(body, dtype="<f4").reshape(images, *model.image_shape)
+    return np.frombuffer(body, dtype=form.dtype.newbyteorder("<")).reshape(images, *form.shape)
 
 
-def _tensor(item: Mapping[str, Any], shape: tuple[int, ...], binary: memoryview) -> Array:
+def _tensor(item: Mapping[str, Any], shape: tuple[int, ...], form: ImageInput, binary: memoryview) -> Images:
     size = _parameters(item).get(BINARY_SIZE)
     if size is None:
         if binary:
             raise Malformed(f"{len(binary)} bytes follow the JSON and no input has {BINARY_SIZE}.")
-        return _from_json(item, shape)
-    wanted = 4 * math.prod(shape)
+        return _from_json(item, shape, form)
+    wanted = form.dtype.itemsize * math.prod(shape)
     if "data" in item or size != wanted or len(binary) != wanted:
         also = " and data" if "data" in item else ""
         raise Malformed(
             f"the input has {BINARY_SIZE} {str(size)[:40]}{also}, and {len(binary)} bytes follow the JSON; "
             f"wanted {wanted} bytes for shape {list(shape)}, and no data."
         )
-    return np.frombuffer(binary, dtype="<f4").reshape(shape)
+    return np.frombuffer(binary, dtype=form.dtype.newbyteorder("<")).reshape(shape)
 
 
-def _from_json(item: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
-    """``data``, flat or nested, as float32."""
+def _from_json(item: Mapping[str, Any], shape: tuple[int, ...], form: ImageInput) -> Images:
+    """``data``, flat or nested, as the numbers of ``form``."""
     data = item.get("data")
     if not isinstance(data, list):
         raise Malformed(f"the input has no list of numbers as data and no {BINARY_SIZE}; wanted one of them.")
@@ -117,8 +120,11 @@ def _from_json(item: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
     kind = "numbers" if NUMBERS.issuperset(map(type, numbers)) else "values that are not all numbers"
     if kind != "numbers" or len(numbers) != math.prod(shape):
         raise Malformed(f"data holds {len(numbers)} {kind}; wanted {math.prod(shape)} numbers for shape {list(shape)}.")
-    with np.errstate(over="ignore"):
-        images = np.array(numbers, np.float64).astype(np.float32).reshape(shape)
+    given = np.array(numbers, np.float64).reshape(shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        images = given.astype(form.dtype)
+    if form.kind == "uint8" and not np.array_equal(images, given):
+        raise Malformed("data holds a number that is no pixel; wanted whole numbers from 0 to 255.")
     if not np.isfinite(images).all():
         raise Malformed("data holds a number that float32 cannot hold.")
     return images

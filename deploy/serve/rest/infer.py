@@ -62,9 +62,7 @@ async def _image(request: Request, body: bytes, model: ServedModel, service: Ser
             "wanted a number of classes, 0 for the logits, and true or false."
         )
     limits = service.settings.limits
-    decoding = asyncio.get_running_loop().run_in_executor(
-        service.decoders, to_input, body, model.predictor.preprocessing, limits.pixels
-    )
+    decoding = asyncio.get_running_loop().run_in_executor(service.decoders, to_input, body, model.image, limits.pixels)
     try:
         async with asyncio.timeout_at(deadline):
             images = await decoding

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import numpy as np
 
-from ..batching import Array
+from ..batching import Images
 from ..errors import Malformed
+from ..model import ServedModel
 from ..protocol import DATATYPE, TensorHeader, bytes_tensor, check_input, check_outputs, classify, seconds
 from ..service import Service
 from ..waiting import answered
 from .messages import message, parameters
+
+TYPED = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+"""Fields of typed contents by datatype; those of UINT8 are uint32."""
 
 
 async def infer(service: Service, request: Any) -> Any:
@@ -25,7 +30,7 @@ async def infer(service: Service, request: Any) -> Any:
     model = service.registry.get(request.model_name, request.model_version or None)
     with model.place():
         headers = [TensorHeader(item.name, item.datatype, item.shape) for item in request.inputs]
-        images = _images(request, check_input(model, headers, limits.batch))
+        images = _images(request, check_input(model, headers, limits.batch), model)
         wished = [(output.name, parameters(output.parameters)) for output in request.outputs]
         classes = check_outputs(model, wished)
         allowed = seconds(parameters(request.parameters), limits.seconds)
@@ -45,20 +50,25 @@ async def infer(service: Service, request: Any) -> Any:
     return response
 
 
-def _images(request: Any, shape: tuple[int, ...]) -> Array:
-    """Raw or typed contents as float32 of ``shape``."""
-    wanted = int(np.prod(shape))
-    typed = request.inputs[0].contents.fp32_contents
+def _images(request: Any, shape: tuple[int, ...], model: ServedModel) -> Images:
+    """Raw or typed contents as the model's numbers, of ``shape``."""
+    dtype, field = model.image.dtype, TYPED[model.datatype]
+    wanted = math.prod(shape)
+    size = dtype.itemsize * wanted
+    typed = getattr(request.inputs[0].contents, field)
     raw = request.raw_input_contents
-    if raw and (len(raw) != 1 or len(raw[0]) != 4 * wanted or len(typed)):
+    if raw and (len(raw) != 1 or len(raw[0]) != size or len(typed)):
         also = " beside typed contents" if len(typed) else ""
         raise Malformed(
             f"raw_input_contents has {len(raw)} item(s), the first of {len(raw[0])} bytes{also}; "
-            f"wanted one of {4 * wanted} bytes for shape {list(shape)}."
+            f"wanted one of {size} bytes for shape {list(shape)}."
         )
     if not raw and len(typed) != wanted:
         raise Malformed(
-            f"fp32_contents has {len(typed)} numbers; wanted {wanted} for shape {list(shape)}, or raw_input_contents."
+            f"{field} has {len(typed)} numbers; wanted {wanted} for shape {list(shape)}, or raw_input_contents."
         )
-    images = np.frombuffer(raw[0], dtype="<f4") if raw else np.fromiter(typed, dtype=np.float32, count=wanted)
-    return images.reshape(shape)
+    if raw:
+        return np.frombuffer(raw[0], dtype=dtype.newbyteorder("<")).reshape(shape)
+    if model.image.kind == "uint8" and max(typed) > np.iinfo(dtype).max:
+        raise Malformed(f"{field} holds {max(typed)}, which is no pixel; wanted whole numbers from 0 to 255.")
+    return np.fromiter(typed, dtype=dtype, count=wanted).reshape(shape)

@@ -5,7 +5,7 @@ import json
 import sys
 
 import numpy as np
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 protocol, address, images_file = sys.argv[1:]
 module = importlib.import_module(f"tritonclient.{protocol}")
@@ -15,7 +15,7 @@ images = np.load(images_file)
 
 
 def infer(binary=True, **options):
-    tensor = module.InferInput("image", list(images.shape), "FP32")
+    tensor = module.InferInput("image", list(images.shape), np_to_triton_dtype(images.dtype))
     tensor.set_data_from_numpy(images, **({"binary_data": binary} if protocol == "http" else {}))
     return client.infer("toy", [tensor], **options)
 
