@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -41,10 +42,7 @@ class Timing:
     milliseconds: tuple[float, ...]
 
     def to_json(self, first: Timing) -> dict[str, Any]:
-        """Median and quartiles of the time, and of the speed as a multiple of the ``first`` file's."""
-        low, median, high = _quartiles(self.milliseconds)
-        pairs = zip(first.milliseconds, self.milliseconds, strict=True)
-        slower, ratio, faster = _quartiles([reference / own for reference, own in pairs])
+        """What ``speed`` says of the times, and which file it was."""
         with self.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {
@@ -52,12 +50,21 @@ class Timing:
             "sha256": sha256,
             "bytes": self.path.stat().st_size + (data.bytes if (data := read_data_file(self.path)) else 0),
             "batch_size": self.batch_size,
-            "median_ms": median,
-            "quartiles_ms": [low, high],
-            "images_per_second": 1e3 * self.batch_size / median,
-            "ratio": ratio,
-            "ratio_quartiles": [slower, faster],
+            **speed(self.milliseconds, first.milliseconds, self.batch_size),
         }
+
+
+def speed(own: Sequence[float], first: Sequence[float], batch_size: int) -> dict[str, Any]:
+    """Median and quartiles of the time, and of the speed as a multiple of the ``first`` times', round by round."""
+    low, median, high = _quartiles(own)
+    slower, ratio, faster = _quartiles([reference / mine for reference, mine in zip(first, own, strict=True)])
+    return {
+        "median_ms": median,
+        "quartiles_ms": [low, high],
+        "images_per_second": 1e3 * batch_size / median,
+        "ratio": ratio,
+        "ratio_quartiles": [slower, faster],
+    }
 
 
 def bench(
@@ -95,14 +102,29 @@ def _interleaved(
 ) -> list[list[float]]:
     sessions = [open_session(path, provider, threads) for path in files]
     feeds = [_images(session, path, batch_size) for session, path in zip(sessions, files, strict=True)]
-    times: list[list[float]] = [[] for _ in files]
-    with progress.task(f"bench, batch {batch_size}", WARM_UP + rounds) as task:
+    calls = [
+        partial(run_session, session, feed, str(path))
+        for session, feed, path in zip(sessions, feeds, files, strict=True)
+    ]
+    return take_turns(calls, rounds, time.perf_counter, progress, f"bench, batch {batch_size}")
+
+
+def take_turns(
+    calls: Sequence[Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress | None = None,
+    title: str = "bench",
+) -> list[list[float]]:
+    """Milliseconds of each call by ``clock`` (seconds) in each of ``rounds``, after ``WARM_UP`` that do not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    with (progress or NullProgress()).task(title, WARM_UP + rounds) as task:
         for turn in range(WARM_UP + rounds):
-            for path, session, feed, kept in zip(files, sessions, feeds, times, strict=True):
-                began = time.perf_counter()
-                run_session(session, feed, str(path))
+            for call, own in zip(calls, times, strict=True):
+                began = clock()
+                call()
                 if turn >= WARM_UP:
-                    kept.append(1e3 * (time.perf_counter() - began))
+                    own.append(1e3 * (clock() - began))
             task.advance()
     return times
 
