@@ -23,21 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
+from torch_reference import logits, torch_reference
 
-from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.parity import Agreement, snr_db, torch_predictor
-from fimaq.toolchain.run_folder import load_run
+from fimaq.toolchain.export.parity import Agreement, snr_db
 from fimaq.toolchain.runtime import open_session
-
-BATCH = 16
-
-
-def logits(predict: Any, images: np.ndarray) -> np.ndarray:
-    """All images' logits, ``BATCH`` at a time."""
-    return np.concatenate([predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
@@ -50,22 +41,9 @@ def paired(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 
 def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
     """One row."""
-    loaded = load_run(run)
-    dataset = open_dataset(str(data), classes=loaded.classes).take(limit)
-    images = np.stack([loaded.preprocessing.apply(dataset.load(i)) for i in range(len(dataset))])
-    labels = np.asarray(dataset.labels)
-    single = logits(torch_predictor(loaded.model, torch.float32), images)
-    double = logits(torch_predictor(loaded.model, torch.float64), images)
-    floor = single.argmax(1) == double.argmax(1)
-    row: dict[str, Any] = {
-        "run": run.name,
-        "recipe": loaded.manifest["recipe"]["name"],
-        "model": loaded.manifest["model"]["name"],
-        "n": len(labels),
-        "torch_top1": 100 * float((single.argmax(1) == labels).mean()),
-        "noise_floor": 100 * float(floor.mean()),
-        "floor_snr_db": snr_db(single, double),
-    }
+    reference = torch_reference(run, data, limit)
+    images, labels, single, floor = reference.images, reference.labels, reference.logits, reference.floor
+    row = dict(reference.row)
     with tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder, "model.onnx")
         row["codes_equal"] = export_run(run, onnx, images=16, allow_float=True)["parity"]["codes_equal"]

@@ -10,47 +10,16 @@ does not depend on them. Needs a CPU only; one thread a process.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from itertools import pairwise
-from typing import Any
 
-import timm
 import torch
-from recon_step import give_grids
-from timm.layers import set_fused_attn
+from one_block import Marks, give_grids, median_step, one_block
 
-from fimaq.toolchain.allocator import keep_freed_memory
 from fimaq.toolchain.distributed.launch import read_launch
 from fimaq.toolchain.distributed.ranks import joined
-from fimaq.toolchain.families import wrap
 from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.reconstruct.block import reconstruct_block
-from fimaq.toolchain.reconstruct.cache import BlockCache
-
-
-class Marks:
-    """An objective that notes when each step begins; its loss is the mean square."""
-
-    def __init__(self) -> None:
-        self.clock: list[float] = []
-        self.processor: list[float] = []
-
-    def before_step(self, step: int, block: Any, cache: BlockCache) -> None:
-        """Note the times."""
-        self.clock.append(time.perf_counter())
-        self.processor.append(time.process_time())
-
-    def loss(self, output: torch.Tensor, target: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Mean square error."""
-        return (output - target).square().mean()
-
-
-def median(marks: list[float]) -> float:
-    """Milliseconds a step; the first two, which claim memory, are left out."""
-    return 1e3 * statistics.median(after - before for before, after in pairwise(marks[2:]))
 
 
 def main() -> None:
@@ -62,20 +31,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--recipe", default="fast-w4a4")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    set_fused_attn(enable=True, experimental=True)
-    torch.manual_seed(0)
-    module = timm.create_model(arguments.model)
-    model = wrap(module, module.pretrained_cfg["input_size"])
     recipe = load_recipe(arguments.recipe).with_overrides(iters=arguments.steps, batch_size=arguments.batch_size)
-    block = next(block for block in model.blocks if block.name == arguments.block)
-    x = torch.randn(arguments.batch_size, *module.pretrained_cfg["input_size"])
-    with torch.no_grad():
-        for before in model.blocks[: model.blocks.index(block)]:
-            x = before.module(x)
-        cache = BlockCache(x, x + 0.01, torch.zeros_like(block.module(x)))
-    layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+    one = one_block(arguments.model, arguments.block, arguments.batch_size, threads=1)
+    block, layers, cache = one.block, one.layers, one.cache
     give_grids(layers, recipe.weights.bits, recipe.activations.bits)
     marks = Marks()
     with joined(launch := read_launch(), torch.device("cpu")) as ranks, NullProgress().task("", 1) as task:
@@ -83,7 +41,7 @@ def main() -> None:
     if launch.first:
         sys.stdout.write(
             f"{arguments.model} {block.name}, batch {arguments.batch_size}, {launch.size} processes: "
-            f"{median(marks.clock):.1f} ms of the clock, {median(marks.processor):.1f} ms of the processor\n"
+            f"{median_step(marks.clock):.1f} ms of the clock, {median_step(marks.processor):.1f} ms of the processor\n"
         )
 
 

@@ -13,56 +13,17 @@ import argparse
 import statistics
 import sys
 import time
-from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
-from timm.layers import set_fused_attn
+from one_block import Marks, give_grids, median_step, one_block
 
-from fimaq.toolchain.allocator import keep_freed_memory
-from fimaq.toolchain.families import wrap
-from fimaq.toolchain.nn import QuantLayer, QuantMatMul, float_layers, quantizer_slots
+from fimaq.toolchain.nn import QuantLayer, QuantMatMul, float_layers
 from fimaq.toolchain.progress import NullProgress
-from fimaq.toolchain.quantizers import UniformQuantizer
 from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.reconstruct.block import reconstruct_block
-from fimaq.toolchain.reconstruct.cache import BlockCache
 from fimaq.toolchain.reconstruct.plain import reconstruct_plainly
 from fimaq.toolchain.reconstruct.precision import matmul_precision
-from fimaq.toolchain.spec import QuantSpec
-
-
-class Stopwatch:
-    """An objective that notes when each step begins; its loss is the mean square."""
-
-    def __init__(self) -> None:
-        self.marks: list[float] = []
-
-    def before_step(self, step: int, block: Any, cache: BlockCache) -> None:
-        """Note the time."""
-        self.marks.append(time.process_time())
-
-    def loss(self, output: torch.Tensor, target: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Mean square error."""
-        return (output - target).square().mean()
-
-    def median(self) -> float:
-        """Milliseconds a step; the first two, which claim memory, are left out."""
-        return 1e3 * statistics.median(after - before for before, after in pairwise(self.marks[2:]))
-
-
-def give_grids(layers: dict[str, QuantLayer], weight_bits: int, bits: int) -> None:
-    """Put grids into the layers as after a calibration: 2.5 standard deviations of a weight, and of a unit normal."""
-    for layer in layers.values():
-        for slot in quantizer_slots(layer):
-            if slot == "weight_quantizer":
-                spec, reach = QuantSpec(weight_bits, "channel"), 2.5 * layer.weight.flatten(1).std(1)
-                scale = (2 * reach / spec.qmax).view(-1, *[1] * (layer.weight.ndim - 1))
-            else:
-                spec = QuantSpec(bits)
-                scale = torch.tensor(5 / spec.qmax)
-            setattr(layer, slot, UniformQuantizer(spec, scale, torch.full_like(scale, (spec.qmax + 1) // 2)))
 
 
 def float_time(module: Any, layers: dict[str, QuantLayer], x: torch.Tensor) -> float:
@@ -93,35 +54,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recipe", default="fast-w4a4")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
-    set_fused_attn(enable=True, experimental=True)
-    torch.manual_seed(0)
-    module = timm.create_model(arguments.model)
-    model = wrap(module, module.pretrained_cfg["input_size"])
     recipe = load_recipe(arguments.recipe).with_overrides(iters=arguments.steps, batch_size=arguments.batch_size)
-    number = [block.name for block in model.blocks].index(arguments.block)
-    x = torch.randn(arguments.batch_size, *module.pretrained_cfg["input_size"])
-    with torch.no_grad():
-        for block in model.blocks[:number]:
-            x = block.module(x)
-        block = model.blocks[number]
-        cache = BlockCache(x, x + 0.01, torch.zeros_like(block.module(x)))
-    layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+    one = one_block(arguments.model, arguments.block, arguments.batch_size, arguments.threads)
+    block, layers, cache = one.block, one.layers, one.cache
     bits = recipe.weights.bits, recipe.activations.bits
     fast, plain, floating = [], [], []
     for _ in range(arguments.rounds):
         with matmul_precision(recipe.reconstruct.matmul_precision):
-            floating.append(float_time(block.module, layers, x))
+            floating.append(float_time(block.module, layers, one.x))
             give_grids(layers, *bits)
-            watch = Stopwatch()
-            reconstruct_plainly(block.name, block.module, layers, cache, watch, recipe)
-            plain.append(watch.median())
+            marks = Marks()
+            reconstruct_plainly(block.name, block.module, layers, cache, marks, recipe)
+            plain.append(median_step(marks.processor))
         give_grids(layers, *bits)
-        watch = Stopwatch()
+        marks = Marks()
         with NullProgress().task("", 0) as task:
-            reconstruct_block(block.name, block.module, layers, cache, watch, recipe, lambda row: None, task)
-        fast.append(watch.median())
+            reconstruct_block(block.name, block.module, layers, cache, marks, recipe, lambda row: None, task)
+        fast.append(median_step(marks.processor))
     ratios = [slow / quick for slow, quick in zip(plain, fast, strict=True)]
     sys.stdout.write(
         f"{arguments.model} {arguments.block}, batch {arguments.batch_size}, {arguments.threads} thread(s): "

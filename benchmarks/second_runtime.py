@@ -15,32 +15,21 @@ import argparse
 import json
 import sys
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from openvino_cpu import compiled_model
 from tabulate import tabulate
+from torch_reference import Predict, logits, torch_reference
 
 from fimaq.deploy.gate.statistics import paired_interval
-from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.parity import Agreement, snr_db, torch_predictor
-from fimaq.toolchain.run_folder import load_run
+from fimaq.toolchain.export.parity import Agreement, snr_db
 from fimaq.toolchain.runtime import open_session
 
-BATCH = 16
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")
-
-Predict = Callable[[np.ndarray], np.ndarray]
-
-
-def logits(predict: Predict, images: np.ndarray) -> np.ndarray:
-    """All images' logits, ``BATCH`` at a time."""
-    return np.concatenate([predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
 
 
 def in_onnx_runtime(path: Path) -> Predict:
@@ -51,13 +40,7 @@ def in_onnx_runtime(path: Path) -> Predict:
 
 def in_openvino(path: Path, precision: str) -> tuple[Predict, dict[str, int]]:
     """A file in OpenVINO, one thread; and how many products run on which kernels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import openvino
-
-    core = openvino.Core()
-    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(core.read_model(path), "CPU", options)
+    compiled = compiled_model(path, threads=1, precision=precision)
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     names = [(info["layerType"].astype(str), info["primitiveType"].astype(str)) for info in infos]
     kernels = Counter(f"{layer} {kernel}" for layer, kernel in names if layer in PRODUCTS)
@@ -83,22 +66,9 @@ def compared(found: np.ndarray, reference: np.ndarray, labels: np.ndarray, base:
 
 def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
     """One row."""
-    loaded = load_run(run)
-    dataset = open_dataset(str(data), classes=loaded.classes).take(limit)
-    images = np.stack([loaded.preprocessing.apply(dataset.load(i)) for i in range(len(dataset))])
-    labels = np.asarray(dataset.labels)
-    single = logits(torch_predictor(loaded.model, torch.float32), images)
-    double = logits(torch_predictor(loaded.model, torch.float64), images)
-    floor = single.argmax(1) == double.argmax(1)
-    row: dict[str, Any] = {
-        "run": run.name,
-        "recipe": loaded.manifest["recipe"]["name"],
-        "model": loaded.manifest["model"]["name"],
-        "n": len(labels),
-        "torch_top1": 100 * float((single.argmax(1) == labels).mean()),
-        "noise_floor": 100 * float(floor.mean()),
-        "floor_snr_db": snr_db(single, double),
-    }
+    reference = torch_reference(run, data, limit)
+    images, labels, single, floor = reference.images, reference.labels, reference.logits, reference.floor
+    row = dict(reference.row)
     with tempfile.TemporaryDirectory() as folder:
         ort, openvino = Path(folder, "ort.onnx"), Path(folder, "openvino.onnx")
         export_run(run, ort, images=16)

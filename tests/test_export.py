@@ -11,16 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import timm
 import torch
 from onnx import helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
-from PIL import Image
-from timm.layers import set_fused_attn
+from small_runs import CLASSES, PREPROCESSING, SIZE, coded, quantized, save_images, save_run
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import ResPostBlock
 
-from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.export import export_float, export_run
@@ -39,109 +35,16 @@ from fimaq.toolchain.export.targets import TARGETS
 from fimaq.toolchain.export.tidy import after_lowering, before_lowering
 from fimaq.toolchain.export.trace import trace
 from fimaq.toolchain.export.unrounded import without_rounding
-from fimaq.toolchain.families import QuantModel, wrap
+from fimaq.toolchain.families import QuantModel
 from fimaq.toolchain.nn import QuantLinear, QuantMatMul, float_layers
-from fimaq.toolchain.preprocess import Preprocessing
-from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer, encode
+from fimaq.toolchain.quantizers import UniformQuantizer
 from fimaq.toolchain.run_folder import layer_rows, load_run, run_tensors
 from fimaq.toolchain.runtime import open_session
 from fimaq.toolchain.spec import QuantSpec
 
-SIZE = (3, 32, 32)
-MODELS = {
-    "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5}),
-    "respost": (
-        "vit_tiny_patch16_224",
-        {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5, "block_fn": ResPostBlock},
-    ),
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {
-            "img_size": 32,
-            "patch_size": 2,
-            "window_size": 4,
-            "depths": (2, 2),
-            "embed_dim": 24,
-            "num_heads": (2, 4),
-            "num_classes": 5,
-        },
-    ),
-}
 ANY_RECIPE = ("ort-cpu", "portable")
 """Targets that refuse no grids; the others have tests of their own."""
 CASES = [("vit", "tensor", "tensor"), ("vit", "token", "head-token"), ("swin", "tensor", "tensor")]
-PREPROCESSING = Preprocessing(32, 32, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-CLASSES = {"wnids": None, "names": list("abcde")}
-
-
-def grid(x: torch.Tensor, bits: int, granularity: str) -> UniformQuantizer:
-    """Minimum and maximum over the axes that are not kept; one zero point a head (or tensor), as recipes have it."""
-    kept = {"tensor": (), "token": (1,), "head": (1,), "head-token": (1, 2)}[granularity]
-    reduced = [axis for axis in range(x.dim()) if axis not in kept]
-    low, high = (f(x, reduced, keepdim=True) for f in (torch.amin, torch.amax))
-    scale = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1)).clamp(min=1e-6)
-    one = [axis for axis in range(x.dim()) if axis != 1 or granularity in ("tensor", "token")]
-    least, most = low.amin(one, keepdim=True).clamp(max=0), high.amax(one, keepdim=True).clamp(min=0)
-    zero_point = torch.round(-least / ((most - least).clamp(min=1e-6) / (2**bits - 1)))
-    if granularity == "tensor":
-        scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    return UniformQuantizer(QuantSpec(bits, granularity), scale, zero_point)
-
-
-def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
-    flat = weight.detach().flatten(1)
-    low, high = flat.amin(1).clamp(max=0), flat.amax(1).clamp(min=0)
-    scale = ((high - low) / (2**bits - 1)).view(-1, *[1] * (weight.dim() - 1))
-    zero_point = torch.round(-low / scale.flatten()).view_as(scale)
-    codes = encode(weight.detach(), scale, zero_point, 2**bits - 1).to(torch.uint8)
-    return CodedWeight(QuantSpec(bits, "channel"), codes, scale, zero_point)
-
-
-def quantized(name: str, bits: int, linear: str, product: str) -> QuantModel:
-    timm_name, kwargs = MODELS[name]
-    set_fused_attn(enable=True, experimental=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = wrap(timm.create_model(timm_name, **kwargs), SIZE)
-        image = torch.randn(4, *SIZE)
-
-    def fill(layer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if isinstance(layer, QuantMatMul):
-            layer.a_quantizer, layer.b_quantizer = (grid(x, bits, product) for x in args)
-        else:
-            spatial = isinstance(layer, QuantLinear) and args[0].dim() > 2
-            layer.input_quantizer = grid(args[0], bits, linear if spatial and args[0].dim() == 3 else "tensor")
-            layer.weight_quantizer = coded(layer.weight, bits)
-            layer.weight = None
-
-    hooks = [layer.register_forward_pre_hook(fill) for layer in model.layers.values()]
-    with torch.no_grad():
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    return model
-
-
-def save_run(folder: Path, name: str, model: QuantModel, images: Path) -> Path:
-    timm_name, kwargs = MODELS[name]
-    described = {
-        "name": "toy",
-        "timm_name": timm_name,
-        "input_size": SIZE,
-        "kwargs": kwargs,
-        "weights_sha256": "0" * 64,
-    }
-    calibration = {"source": str(images), "sample_ids": [f"{i}.png" for i in range(12)]}
-    manifest = {
-        "model": described,
-        "preprocessing": json.loads(PREPROCESSING.to_json()),
-        "classes": CLASSES,
-        "recipe": {"name": "toy"},
-        "layers": layer_rows(model),
-        "calibration": calibration,
-    }
-    Artifact(manifest, run_tensors(model)).save(folder)
-    return folder
 
 
 def lowered(traced: onnx.ModelProto, target: str, model: QuantModel) -> onnx.ModelProto:
@@ -167,10 +70,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for i in range(12):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
+    return save_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

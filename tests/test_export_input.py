@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
-from test_export import quantized, save_run
+from small_runs import quantized, save_run
 
 from fimaq.cli.main import cli
 from fimaq.deploy.serve.loading import load

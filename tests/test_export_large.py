@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
-from test_export import images, run  # noqa: F401 - fixtures
+from small_runs import small_run
 
 from fimaq.cli.main import cli
 from fimaq.deploy.serve.loading import load
@@ -66,14 +66,10 @@ def test_two_files_compute_what_one_does_and_say_what_belongs_together(pair, tmp
     assert bench([path], rounds=2)["models"][0]["bytes"] == two.bytes
 
 
-def test_a_quantized_run_holds_its_codes_in_two_files(
-    run,  # noqa: F811  # pytest finds the imported fixture by this name
-    images,  # noqa: F811  # and this one
-    tmp_path,
-    monkeypatch,
-):
+def test_a_quantized_run_holds_its_codes_in_two_files(tmp_path_factory, tmp_path, monkeypatch):
+    run = small_run(tmp_path_factory.mktemp("small"), "vit", 4, 4, symmetric=(False, False))
     monkeypatch.setattr(model_files, "EXTERNAL_FROM", 1)
-    result = export_run(run, tmp_path / "m.onnx", images=8, data=str(images), image="uint8")
+    result = export_run(run, tmp_path / "m.onnx", images=8, image="uint8")
     assert result["parity"]["codes_equal"]
     assert result["layers"]["float"] == 0
     assert [path.name.count(".data") for path in sorted(tmp_path.iterdir())] == [0, 1]

@@ -5,8 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from small_runs import lowered, small_model, small_run
-from test_export import SIZE
+from small_runs import SIZE, lowered, small_model, small_run
 
 from fimaq.toolchain.export import export_run
 from fimaq.toolchain.export.errors import ExportError

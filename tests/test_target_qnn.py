@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_runs import lowered, small_model, small_run
-from test_export import SIZE
+from small_runs import SIZE, lowered, small_model, small_run
 
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError

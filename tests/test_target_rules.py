@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_runs import lowered, small_model
-from test_export import SIZE
+from small_runs import SIZE, lowered, small_model
 
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.export.errors import ExportError

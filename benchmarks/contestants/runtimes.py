@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from openvino_cpu import compiled_model
 
-from fimaq.toolchain.errors import EnvironmentProblem, InputError
+from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.runtime import open_session, run_session
 
 from .lineup import Contestant
@@ -56,19 +56,7 @@ def _opened(contestant: Contestant, path: Path, threads: int) -> Opened:
 
 
 def _in_openvino(contestant: Contestant, path: Path, threads: int) -> Opened:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import openvino
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"openvino cannot be imported ({error}). pip install 'fimaq-tool[openvino]', or leave it out with --only."
-        ) from error
-    core = openvino.Core()
-    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    if contestant.precision is not None:
-        options["INFERENCE_PRECISION_HINT"] = contestant.precision
-    compiled = core.compile_model(core.read_model(path), "CPU", options)
+    compiled = compiled_model(path, threads, contestant.precision)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     name = {"bfloat16": "bf16", "float16": "f16"}.get(precision, precision)
     request = compiled.create_infer_request()

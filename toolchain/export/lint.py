@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -69,6 +69,17 @@ class Rule:
     name: str
     document: str
     find: Find
+
+
+def unsupported(supported: Container[str]) -> Find:
+    """Finds operators that are not standard ones of ``supported``."""
+
+    def find(graph: Reader) -> Iterator[str]:
+        for node in graph.nodes:
+            if node.domain or node.op_type not in supported:
+                yield f"{node.name} is a {node.domain or 'standard'} {node.op_type}"
+
+    return find
 
 
 def violations(model: onnx.ModelProto, rules: Sequence[Rule]) -> list[str]:

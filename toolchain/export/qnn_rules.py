@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from .lint import PRODUCTS, Reader, Rule
+from .lint import PRODUCTS, Reader, Rule, unsupported
 
 MODEL = "ONNX Runtime documentation, QNN Execution Provider, Model requirements"
 OPERATORS = "ONNX Runtime documentation, QNN Execution Provider, Supported ONNX operators"
@@ -41,12 +41,6 @@ def _shapes(graph: Reader) -> Iterator[str]:
     for value in values:
         if any(not size.dim_value for size in value.type.tensor_type.shape.dim):
             yield f"{value.name} has a dimension of no fixed size"
-
-
-def _operators(graph: Reader) -> Iterator[str]:
-    for node in graph.nodes:
-        if node.domain or node.op_type not in SUPPORTED:
-            yield f"{node.name} is a {node.domain or 'standard'} {node.op_type}"
 
 
 def _indices(graph: Reader) -> Iterator[str]:
@@ -138,7 +132,7 @@ def _weight_nodes(graph: Reader) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProt
 
 RULES = (
     Rule("every size is fixed", MODEL, _shapes),
-    Rule("operators are those the provider lists", OPERATORS, _operators),
+    Rule("operators are those the provider lists", OPERATORS, unsupported(SUPPORTED)),
     Rule("Gather has indices that are not negative", OPERATORS, _indices),
     Rule("scales are positive constants", MODEL, _scales),
     Rule("activations are uint8 or uint16 with one scale", QUANTIZING, _activations),
