@@ -74,19 +74,18 @@ class AdaRoundWeight(Quantizer):
 
     def soft_rounding(self) -> Float[Tensor, "o ..."]:
         """h(alpha) in [0, 1]."""
-        return torch.clamp(torch.sigmoid(self.alpha) * STRETCH + STRETCH_LOW, 0, 1)
+        return _stretched(torch.sigmoid(self.alpha))
 
     def forward(self, x: Tensor) -> Float[Tensor, "o ..."]:
         """Soft-rounded weight; ``x`` (the float weight it was made from) is not read again."""
         return _SoftWeight.apply(self.alpha, self.floor, self.scale, self.zero_point, self.spec.qmax)
 
-    def regularizer(self, beta: float) -> Float[Tensor, ""]:
-        """``sum(1 - |2h - 1|^beta)``: pushes h to 0 or 1 (AdaRound eq. 24)."""
-        return (1 - (2 * self.soft_rounding() - 1).abs().pow(beta)).sum()
-
     @torch.no_grad()
     def regularizer_gradient(self, beta: float) -> Float[Tensor, "o ..."]:
-        """The regularizer's gradient by alpha, ``-2 beta sign(2h - 1) |2h - 1|^(beta - 1) h'``, without its graph."""
+        """Gradient by alpha of ``sum(1 - |2h - 1|^beta)``, which pushes h to 0 or 1 (AdaRound eq. 24).
+
+        ``-2 beta sign(2h - 1) |2h - 1|^(beta - 1) h'``; the sum itself is never needed.
+        """
         sigmoid = torch.sigmoid(self.alpha)
         decided = _stretched(sigmoid).mul_(2).sub_(1)
         steepness = decided.abs().pow_(beta - 1)
