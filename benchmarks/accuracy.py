@@ -1,70 +1,99 @@
 """Accuracy of whole runs on real images: quantize, export, evaluate; one JSON line a run, then a markdown table.
 
-    python benchmarks/accuracy.py run PLAN.toml --data DIR --out RESULTS.jsonl --runs DIR [--jobs 2]
+    python benchmarks/accuracy.py run PLAN.toml FOLDER --data DIR --out RESULTS.jsonl
     python benchmarks/accuracy.py table RESULTS.jsonl
 
-DIR holds ``calib/``, ``val/`` and ``weights/<model>.safetensors``. A plan is a list of ``[[run]]`` tables with
-``model``, ``recipe`` and further ``fimaq-tool quantize`` options; a list as a value makes one run for each of its
-entries. Every job has one thread, so that two jobs on two cores do not wait for each other. Run folders and ONNX files
-stay in ``--runs``; runs that RESULTS.jsonl holds already are left out.
+DIR holds ``calib/``, ``val/`` and ``weights/<model>.safetensors``. ``run`` is ``fimaq-tool sweep`` of the plan in one
+process, in which runs that calibrate alike (the same model, images, bits and seed) share one calibration; their content
+hashes are those of runs made one by one. Runs that RESULTS.jsonl holds already are left out; type the same command
+again to go on.
+For two cores start two, with one thread, a plan and a FOLDER each (``OMP_NUM_THREADS=1``).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import copy
+import dataclasses
+import hashlib
 import json
-import os
 import subprocess
 import sys
-import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from unittest import mock
 
+import torch
 from tabulate import tabulate
 
-TOOL = Path(sys.executable).with_name("fimaq-tool")
+from fimaq.toolchain import quantize as quantizing
+from fimaq.toolchain.calibrate import calibrate
+from fimaq.toolchain.distributed.ranks import Ranks
+from fimaq.toolchain.families import QuantModel
+from fimaq.toolchain.nn import QuantLinear, quantizer_slots
+from fimaq.toolchain.progress import Progress
+from fimaq.toolchain.recipe import Recipe
+from fimaq.toolchain.sweep.plan import load_plan
+from fimaq.toolchain.sweep.run import sweep
+
+COLUMNS = (
+    "command",
+    "config",
+    "run",
+    "wbits",
+    "abits",
+    "fisher",
+    "seed",
+    "seconds",
+    "sha256",
+    "bytes",
+    "layers",
+    "parity",
+    "n",
+    "top1",
+    "top1_interval",
+)
 
 
-def configurations(plan: Path) -> list[dict[str, Any]]:
-    """One flat table a run."""
-    found = []
-    for table in tomllib.loads(plan.read_text())["run"]:
-        lists = [value if isinstance(value, list) else [value] for value in table.values()]
-        found += [dict(zip(table, values, strict=True)) for values in itertools.product(*lists)]
-    return found
+class SharedCalibrations:
+    """Stands in for ``calibrate``: what it left in a model is kept, and put into the next model that would get it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, QuantModel] = {}
+
+    def __call__(
+        self, model: QuantModel, images: torch.Tensor, recipe: Recipe, progress: Progress, ranks: Ranks
+    ) -> None:
+        """As ``calibrate``."""
+        decides = (recipe.calibrate, recipe.weights, recipe.activations, recipe.first_conv_input_bits, recipe.seed)
+        weights = [parameter.detach().numpy() for parameter in model.parameters()]
+        sha256 = hashlib.sha256(repr(decides).encode())
+        for array in (images.numpy(), *weights):
+            sha256.update(array.tobytes())
+        key = sha256.hexdigest()
+        if key not in self.kept:
+            calibrate(model, images, recipe, progress, ranks)
+            self.kept[key] = copy.deepcopy(model)
+            return
+        for name, layer in self.kept[key].layers.items():
+            made = ("bias",) if isinstance(layer, QuantLinear) else ()  # a layer may have got one
+            for slot in (*made, *quantizer_slots(layer)):
+                setattr(model.layers[name], slot, copy.deepcopy(getattr(layer, slot)))
+        model.load_state_dict(self.kept[key].state_dict())
 
 
-def one_run(config: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
-    """Quantize, export and evaluate one configuration."""
-    options = {key: value for key, value in config.items() if key != "model"}
-    arguments = [config["model"], *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
-    run = runs / "-".join(str(value) for value in config.values())
-    onnx = run.with_name(run.name + ".onnx")
-    weights = data / "weights" / f"{config['model']}.safetensors"
-    quantized = tool("quantize", *arguments, "--weights", weights, "--data", data / "calib", "-o", run, "--force")
-    exported = tool("export", run, "-o", onnx, "--force")
-    measured = tool("evaluate", onnx, "--data", data / "val")
-    return {
-        "command": f"fimaq-tool quantize {' '.join(arguments)}",
-        "config": config,
-        "commit": commit(),
-        "run": run.name,
-        "wbits": quantized["wbits"],
-        "abits": quantized["abits"],
-        "fisher": quantized["fisher"],
-        "seed": quantized["seed"],
-        "seconds": quantized["seconds"],
-        "sha256": quantized["sha256"],
-        "bytes": exported["bytes"],
-        "layers": exported["layers"],
-        "parity": exported["parity"],
-        "n": measured["n"],
-        "top1": measured["top1"],
-        "top1_interval": measured["top1_interval"],
-    }
+def run(plan: Path, folder: Path, data: Path, out: Path) -> None:
+    """Carry out what is missing in ``out``; it gets a line a run that has not failed."""
+    done = [json.loads(line)["config"] for line in out.read_text().splitlines()] if out.exists() else []
+    loaded = load_plan(plan, calib=str(data / "calib"), val=str(data / "val"), weights=data / "weights")
+    missing = tuple(one for one in loaded.configurations if dict(one.table) not in done)
+    with mock.patch.object(quantizing, "calibrate", SharedCalibrations()):
+        found = sweep(dataclasses.replace(loaded, configurations=missing), folder)
+    with out.open("a") as file:
+        for row in found["runs"]:
+            if "error" in row:
+                sys.stderr.write(f"{row['command']}: {row['error']['message']}\n")
+            else:
+                file.write(json.dumps({"commit": commit()} | {key: row[key] for key in COLUMNS}) + "\n")
 
 
 def commit() -> str:
@@ -72,33 +101,6 @@ def commit() -> str:
     here = Path(__file__).parent
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here)
     return done.stdout.strip()
-
-
-def tool(*arguments: object) -> dict[str, Any]:
-    """Run fimaq-tool with one thread and return its JSON object."""
-    one_thread = {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [str(TOOL), *map(str, arguments), "--json"], capture_output=True, text=True, env=os.environ | one_thread
-    )
-    if done.returncode:
-        raise RuntimeError(f"{arguments}: exit {done.returncode}\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def run(plan: Path, data: Path, out: Path, runs: Path, jobs: int) -> None:
-    """Carry out what is missing in ``out``, ``jobs`` at a time."""
-    done = [json.loads(line)["config"] for line in out.read_text().splitlines()] if out.exists() else []
-    lock = Lock()
-
-    def work(config: dict[str, Any]) -> None:
-        row = one_run(config, data, runs)
-        with lock, out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        sys.stderr.write(f"{row['command']}: {row['top1']:.2f}\n")
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, [config for config in configurations(plan) if config not in done]))
 
 
 def table(out: Path) -> str:
@@ -131,16 +133,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("plan", type=Path)
+    runs.add_argument("folder", type=Path)
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--out", type=Path, required=True)
-    runs.add_argument("--runs", type=Path, required=True)
-    runs.add_argument("--jobs", type=int, default=1)
     tables = commands.add_parser("table")
     tables.add_argument("results", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        arguments.runs.mkdir(parents=True, exist_ok=True)
-        run(arguments.plan, arguments.data, arguments.out, arguments.runs, arguments.jobs)
+        run(arguments.plan, arguments.folder, arguments.data, arguments.out)
     else:
         sys.stdout.write(table(arguments.results) + "\n")
 

@@ -431,7 +431,7 @@ def test_a_run_becomes_a_checked_file(run, images, tmp_path):
     ("options", "error", "message"),
     [
         ({"target": "tpu"}, UsageError, "target 'tpu' is unknown: wanted one of ort-cpu, portable"),
-        ({"opset": 13}, UsageError, "--opset is 13; wanted 21 to 23"),
+        ({"opset": 13}, UsageError, "--opset is 13; wanted 21 to 25"),
         ({"data": "/nowhere"}, InputError, "/nowhere"),
     ],
 )
@@ -439,6 +439,27 @@ def test_options_that_cannot_be_meant_are_refused(run, tmp_path, options, error,
     with pytest.raises(error, match=message):
         export_run(run, tmp_path / "model.onnx", images=1, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_two_bits_take_two_bits(images, tmp_path):
+    model = quantized("vit", 2, "tensor", "tensor")
+    run = save_run(tmp_path / "run", "vit", model, images)
+    files = {opset: tmp_path / f"{opset}.onnx" for opset in (None, 21)}
+    found = {opset: export_run(run, file, images=4, opset=opset) for opset, file in files.items()}
+    assert [result["opset"] for result in found.values()] == [25, 21]
+    assert [result["layers"] for result in found.values()] == [{"integer": 14, "float": 0}] * 2
+    narrow, wide = ({tensor.name: tensor for tensor in onnx.load(file).graph.initializer} for file in files.values())
+    names = [name for name in narrow if name.endswith(".codes")]
+    assert {narrow[name].data_type for name in names} == {onnx.TensorProto.INT2}
+    assert {wide[name].data_type for name in names} == {onnx.TensorProto.INT4}
+    assert sum(len(wide[name].raw_data) for name in names) == 2 * sum(len(narrow[name].raw_data) for name in names)
+    name = "blocks.1.mlp.fc1"
+    fields = np.frombuffer(narrow[f"{name}.weight.codes"].raw_data, np.uint8)[:, None] >> [0, 2, 4, 6] & 3
+    codes = model.layers[name].weight_quantizer.codes.numpy()
+    assert np.array_equal((fields.reshape(codes.T.shape) + 2) % 4, codes.T)  # two's complement, offset 2
+    image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
+    logits = [open_session(file).run(None, {"image": image})[0] for file in files.values()]
+    assert np.array_equal(*logits)
 
 
 def test_a_layer_that_stays_float_is_refused_unless_allowed(images, tmp_path):

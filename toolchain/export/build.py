@@ -11,12 +11,12 @@ from ..errors import UsageError
 from .half import ToHalf
 from .metadata import Description, FloatType
 from .raw_image import TakeRawImage
-from .target import ExportTarget
+from .target import OPSETS, ExportTarget
 from .tidy import after_lowering, before_lowering
 from .trace import trace, trace_float
 
-OPSETS = range(21, 24)
-"""4-bit types came with 21. torch.onnx writes fused attention from 23 on, which quantized models do not use."""
+LAST_TRACED = 23
+"""What torch.onnx writes. The operators of these graphs have only got more types since."""
 
 
 def build_quantized(
@@ -28,7 +28,10 @@ def build_quantized(
     description: Description,
 ) -> ir.Model:
     """The graph of a quantized model for ``target``; ``layers`` are its quantized layers by name."""
-    traced = trace(model, layers, input_size, checked_opset(opset, target.default_opset))
+    weight_bits = {row["weight_bits"] for row in description.layers if row["weight_bits"]}
+    wanted = checked_opset(opset, target.opsets, target.default_opset(weight_bits))
+    traced = trace(model, layers, input_size, min(wanted, LAST_TRACED))
+    traced.graph.opset_imports[""] = wanted
     return _finish(traced, target.passes(), description)
 
 
@@ -41,16 +44,16 @@ def build_float(
 ) -> ir.Model:
     """The graph of a float model that computes in ``dtype``."""
     passes = (ToHalf(),) if dtype == "float16" else ()
-    return _finish(trace_float(model, input_size, checked_opset(opset, OPSETS.start)), passes, description)
+    return _finish(trace_float(model, input_size, checked_opset(opset, OPSETS, OPSETS.start)), passes, description)
 
 
-def checked_opset(opset: int | None, default: int) -> int:
+def checked_opset(opset: int | None, allowed: range, default: int) -> int:
     """The opset to use; raises UsageError for one that cannot hold the graph."""
     if opset is None:
         return default
-    if opset not in OPSETS:
+    if opset not in allowed:
         raise UsageError(
-            f"--opset is {opset}; wanted {OPSETS.start} to {OPSETS.stop - 1}, or none for the target's own."
+            f"--opset is {opset}; wanted {allowed.start} to {allowed.stop - 1}, or none for the target's own."
         )
     return opset
 

@@ -57,7 +57,6 @@ class OpenVino(ExportTarget):
     """Integer kernels of OpenVINO on a CPU."""
 
     name: str = "openvino"
-    default_opset: int = 21
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
         """Patches first, then Q/DQ pairs, then zero points out of the way."""

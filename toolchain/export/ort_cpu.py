@@ -1,9 +1,10 @@
 """Target ``ort-cpu``: ONNX Runtime's integer kernels on a CPU.
 
 A product of two DequantizeLinear becomes MatMulIntegerToFloat. Codes are 8-bit integers whatever their bits, since
-4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 and cast, which ONNX Runtime does
-once when it loads the file. The left operand is unsigned, weights are signed: on a CPU with AVX512-VNNI, onnxruntime
-1.31 took 57 us for [197, 192] x [192, 576] with signed weights, 115 with unsigned ones and 160 in float (one thread).
+4-bit types have no integer kernel there; weights of up to 4 bits are stored as INT4 (of 2 bits as INT2, from opset 25
+on) and cast, which ONNX Runtime does once when it loads the file. The left operand is unsigned, weights are signed: on
+a CPU with AVX512-VNNI, onnxruntime 1.31 took 57 us for [197, 192] x [192, 576] with signed weights, 115 with unsigned
+ones and 160 in float (one thread).
 
 An x86 CPU without VNNI adds two neighbouring products in 16 bits and saturates where both sides have 8 bits. Sessions
 of this tool ask ONNX Runtime for exact kernels there (``runtime.EXACT_PAIRS``; it then reads the weights as
@@ -13,7 +14,7 @@ are not covered by that, so the right one of them is unsigned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -28,6 +29,7 @@ from .read_tokens import KeepReadToken
 from .scale_arrays import lower_array
 from .split_linear import SplitLinear
 from .target import ExportTarget
+from .two_bits import TWO_BITS, StoreTwoBits
 
 UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))
 
@@ -66,7 +68,7 @@ class OrtCpu(ExportTarget):
     """Integer kernels of ONNX Runtime on a CPU."""
 
     name: str = "ort-cpu"
-    default_opset: int = 21
+    opsets: range = range(21, 26)
     integer: bool = True
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
@@ -78,4 +80,9 @@ class OrtCpu(ExportTarget):
             KeepReadToken(),
             LowerToQdq(_Containers(), before_layout=True, arrays=lower_array),
             FuseIntegerLinear(),
+            StoreTwoBits(),
         ]
+
+    def default_opset(self, weight_bits: Collection[int]) -> int:
+        """The one that has 2-bit types where weights fit them."""
+        return TWO_BITS if min(weight_bits, default=8) <= 2 else self.opsets.start

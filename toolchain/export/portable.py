@@ -44,7 +44,6 @@ class Portable(ExportTarget):
     """Standard QuantizeLinear and DequantizeLinear."""
 
     name: str = "portable"
-    default_opset: int = 21
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
         """One lowering pass."""

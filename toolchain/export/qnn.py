@@ -54,7 +54,6 @@ class Qnn(ExportTarget):
     """Quantized throughout, for Qualcomm's HTP."""
 
     name: str = "qnn"
-    default_opset: int = 21
     rules: Sequence[Rule] = RULES
     companion_kinds: Sequence[str] = ("encodings",)
 

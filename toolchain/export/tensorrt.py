@@ -48,7 +48,6 @@ class TensorRt(ExportTarget):
     """Symmetric int8 for TensorRT."""
 
     name: str = "tensorrt"
-    default_opset: int = 21
     rules: Sequence[Rule] = RULES
 
     def passes(self) -> Sequence[ir.passes.PassBase]:
