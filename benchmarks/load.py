@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import numpy as np
 PATIENCE = 60.0
 LENGTH, RETRY_AFTER = (re.compile(rb"(?i)\r\n%b: *(\d+)" % name) for name in (b"content-length", b"retry-after"))
 VISITORS = 256
-"""Clients at most at the same time, four times as many as the server holds."""
+"""Requests at most at the same time, four times as many as the server holds."""
 
 
 def tensor_request(shape: list[int]) -> bytes:
@@ -77,33 +78,49 @@ def closed_loop(port: int, request: bytes, clients: int, seconds: float) -> dict
     }
 
 
-def open_loop(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
-    """Clients arrive by the clock, each on a connection; who gets a 503 comes back as told, until the time is over.
+def open_loop(port: int, request: bytes, rate: float, seconds: float, keep: bool) -> dict[str, float]:
+    """Requests come by the clock; what gets a 503 is sent again after the time that was told, within ``seconds``.
 
-    ``goodput`` is what was answered in that time, a second; the other figures count clients by their last answer.
+    Each comes on a new connection, or with ``keep`` on one of those of VISITORS, as from a proxy. A second of that
+    time: requests ``offered``, those ``refused``, and ``goodput``, those answered; ``late_ms``: by how much the latest
+    was sent after its time. Those that were not sent again are counted by their last answer.
     """
-    arrivals = iter(np.arange(0, seconds, 1 / rate).tolist())
-    lock = threading.Lock()
-    outcomes: list[tuple[int, float]] = []
+    due = [(number / rate, number) for number in range(int(rate * seconds))]
+    turn = threading.Lock()
+    ends: list[tuple[int, float, bool]] = []
+    late = [0.0]
     began = time.perf_counter()
 
-    def clients() -> None:
+    def visitor() -> None:
+        connection: socket.socket | None = None
         while True:
-            with lock:
-                due = next(arrivals, None)
-            if due is None:
-                return
-            time.sleep(max(0.0, began + due - time.perf_counter()))
-            status = _visit(port, request, began + seconds)
-            outcomes.append((status, time.perf_counter() - began))
+            with turn:  # one waits for what is next; the others are on their visits
+                if not due:
+                    break
+                time.sleep(max(0.0, began + due[0][0] - time.perf_counter()))
+                at, number = heapq.heappop(due)
+            late.append(time.perf_counter() - began - at)
+            status, wait, connection = _visit(port, request, connection)
+            if connection is not None and not keep:
+                connection.close()
+                connection = None
+            now = time.perf_counter() - began
+            again = status == 503 and now + wait < seconds
+            ends.append((status, now, again))
+            if again:
+                heapq.heappush(due, (now + wait, number))
+        if connection is not None:
+            connection.close()
 
-    _in_threads(clients, VISITORS)
-    good = sum(status == 200 and at <= seconds for status, at in outcomes)
-    counts = Counter(f"last answer {status}" for status, _ in outcomes)
+    _in_threads(visitor, VISITORS)
+    in_time = Counter(status for status, at, _ in ends if at < seconds)
+    last = Counter(f"last answer {status}" for status, _, again in ends if not again)
     return {
-        "offered": len(outcomes) / seconds,
-        "goodput": good / seconds,
-        **dict(sorted(counts.items())),
+        "offered": len(ends) / seconds,
+        "refused": in_time[503] / seconds,
+        "goodput": in_time[200] / seconds,
+        "late_ms": 1e3 * max(late),
+        **dict(sorted(last.items())),
     }
 
 
@@ -125,21 +142,24 @@ def on_core(core: int, work: Callable[..., dict[str, float]], *arguments: object
 
 def answers(port: int, request: bytes) -> bool:
     """Whether a server is there and answers a request with success."""
-    return _visit(port, request, end=0.0) == 200
+    status, _, connection = _visit(port, request)
+    if connection is not None:
+        connection.close()
+    return status == 200
 
 
-def _visit(port: int, request: bytes, end: float) -> int:
-    """Status of the last answer (0: none) to a client that comes back, on its connection, until ``end``."""
+def _visit(
+    port: int, request: bytes, connection: socket.socket | None = None
+) -> tuple[int, float, socket.socket | None]:
+    """One request on a connection, or a new one: its status (0: none), the seconds to wait, and the connection."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            while True:
-                connection.sendall(request)
-                status, wait = _answer(connection)
-                if status != 503 or time.perf_counter() + wait > end:
-                    return status
-                time.sleep(wait)
+        connection = connection or socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        connection.sendall(request)
+        return *_answer(connection), connection
     except OSError:
-        return 0
+        if connection is not None:
+            connection.close()
+        return 0, 0.0, None
 
 
 def _answer(connection: socket.socket) -> tuple[int, float]:

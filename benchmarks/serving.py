@@ -7,8 +7,9 @@ connection, send one binary tensor of random numbers and, when they have the ans
 computes next to nothing on images of the same size: what is left is the server's own work. ``--others`` are the Pythons
 of environments with ``benchmarks/others/requirements*.txt`` (they cannot share one), whose servers take part then.
 
-Under overload clients arrive by the clock, four times as many as the server answered before; who is told to come back
-does so, after the time it was told. Linux, and two cores that nothing else uses.
+Under overload requests come by the clock, four times as many as the server answered before, and those that are refused
+come again after the time that was told; once on connections that are kept, once each on a new one. Linux, and two cores
+that nothing else uses.
 """
 
 from __future__ import annotations
@@ -169,8 +170,11 @@ def throughput(model: Path, found: list[Contender], seconds: float, rounds: int)
     ]
 
 
-def overload(model: Path, seconds: float) -> dict[str, Any]:
-    """Goodput at four times the capacity, and memory: before, and its maxima in the second and the last third."""
+def overload(model: Path, seconds: float, keep: bool) -> dict[str, Any]:
+    """Goodput at four times the capacity, on kept or new connections.
+
+    ``share`` is what is left of the capacity; ``mb`` memory before, and its maxima in the second and the last third.
+    """
     contender = contenders([])[0]
     request = contender.request(image_shape(model))
     samples: list[tuple[float, float]] = []
@@ -185,11 +189,12 @@ def overload(model: Path, seconds: float) -> dict[str, Any]:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        found = on_core(CLIENT_CORE, open_loop, port, request, OVERLOAD * capacity, seconds)
+        found = on_core(CLIENT_CORE, open_loop, port, request, OVERLOAD * capacity, seconds, keep)
         over.set()
         watching.join()
     thirds = [max(mb for at, mb in samples if low <= at < low + 1 / 3) for low in (1 / 3, 2 / 3)]
     return {
+        "connections": "kept" if keep else "new",
         "start_seconds": started,
         "capacity": capacity,
         **found,
@@ -216,13 +221,13 @@ def main() -> None:
         rows = throughput(arguments.model, contenders(arguments.others), arguments.seconds, arguments.rounds)
         null = null_model(arguments.model, Path(folder))
         rows += throughput(null, contenders([]), arguments.seconds, arguments.rounds)
-    found = overload(arguments.model, arguments.overload_seconds)
+    overloads = [overload(arguments.model, arguments.overload_seconds, keep) for keep in (True, False)]
     keys = ("model", "server", "clients", "loop", "rate", "ratio", "p50_ms", "p99_ms")
     print(tabulate([[row[key] for key in keys] for row in rows], keys, tablefmt="github", floatfmt=".2f"), "\n")
-    print(tabulate(list(found.items()), ("overload", "value"), tablefmt="github", floatfmt=".2f"))
+    print(tabulate(overloads, "keys", tablefmt="github", floatfmt=".2f"))
     if arguments.out is not None:
         with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"environment": environment(), "throughput": rows, "overload": found}) + "\n")
+            file.write(json.dumps({"environment": environment(), "throughput": rows, "overload": overloads}) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, debug_option, example, force_option, json_option, option
+from .options import FILE, debug_option, device_option, example, force_option, json_option, option
 from .output import emit, library_output, next_command, size, table
 from .progress import progress
 
@@ -16,7 +16,7 @@ LABELS = {"float": "float", "rtn": "round to nearest, W3/A3", "fimaq": "FIMA-Q, 
 
 @click.command(epilog=example("fimaq-tool demo -o fimaq-demo"))
 @option("-o", "--out", type=FILE, default=Path("fimaq-demo"), show_default=True, help="The folder to fill.")
-@option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to quantize.")
+@device_option("Where to quantize.")
 @force_option
 @json_option
 @debug_option

@@ -46,8 +46,10 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no output was written. `quantize` goes on after its last finished block with --resume.", (
-            EXIT_INTERRUPTED
+        return (
+            "interrupted. `quantize` goes on after its last finished block with --resume, `sweep` when it is typed "
+            "again; nothing else was written.",
+            EXIT_INTERRUPTED,
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's, without importing torch

@@ -12,7 +12,7 @@ import click
 from fimaq.toolchain.distributed.launch import Launch, read_launch
 from fimaq.toolchain.errors import InputError, UsageError
 
-from .options import FILE, count, debug_option, example, force_option, given, json_option, option
+from .options import FILE, count, debug_option, device_option, example, force_option, given, json_option, option
 from .output import emit, library_output, next_command, note, size
 from .progress import progress
 
@@ -39,7 +39,7 @@ NOT_FOR_ENDPOINT = ("backend", "provider", "device", "threads")
 @option("--labels", type=FILE, help="For a flat folder: a file with an image name and a class per line.")
 @option("--backend", type=click.Choice(["ort", "torch"]), default="ort", show_default=True, help="torch is for a RUN.")
 @option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True, help="For ort.")
-@option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="For torch.")
+@device_option("For torch.")
 @option("--batch-size", type=count(), default=32, show_default=True, help="Images at a time.")
 @option("--endpoint", metavar="URL", help="Measure what this server answers; MODEL.onnx is then what it should serve.")
 @option("--model", metavar="NAME", help="Of the model on the server, where it has several.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +11,7 @@ from fimaq.toolchain.errors import UsageError
 from fimaq.toolchain.recipe import DEFAULT_RECIPE, PRESETS, FisherKind, Recipe, load_recipe
 from fimaq.toolchain.spec import MAX_BITS, MIN_BITS
 
-from .options import FILE, count, debug_option, example, force_option, json_option, option, typed
+from .options import FILE, count, debug_option, device_option, example, force_option, json_option, option, typed
 from .output import emit, library_output, next_command, note, table
 from .progress import progress
 
@@ -73,7 +72,7 @@ BITS = click.IntRange(MIN_BITS, MAX_BITS)
 @option("--recon-samples", type=count(), help="Images for reconstruction.")
 @option("--iters", type=count(0), help="Reconstruction steps per block; 0 rounds to nearest.")
 @option("--batch-size", type=count(), help="Images per reconstruction step.")
-@option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute.")
+@device_option("Where to compute.")
 @option(
     "--cache",
     type=click.Choice(["auto", "device", "ram", "disk"]),
@@ -123,8 +122,6 @@ def _announce_memory(model: str, recipe: Recipe, out: Path | None, options: dict
 
 def _resolved(options: dict[str, Any]) -> Recipe:
     """The recipe with the options on top; refuses options that contradict each other."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options["device"]):
-        raise UsageError(f"--device is {options['device']!r}; wanted auto, cpu, cuda or cuda:<index>.")
     if options["resume"] and options["force"]:
         raise UsageError("--resume keeps what is in RUN and --force replaces it. Give one of them.")
     return load_recipe(options["recipe"]).with_overrides(**{name: options[name] for name in OVERRIDES})

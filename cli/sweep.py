@@ -9,7 +9,7 @@ import click
 
 from fimaq.toolchain.errors import InputError
 
-from .options import FILE, debug_option, example, json_option, option
+from .options import FILE, debug_option, device_option, example, json_option, option
 from .output import emit, library_output, next_command
 from .progress import progress
 
@@ -28,7 +28,7 @@ A plan, whose lists multiply to six runs:
 @option("--calib", metavar="DIR", help="Calibration images, before what the plan says.")
 @option("--val", metavar="DIR", help="Images to evaluate on, before what the plan says.")
 @option("--weights-folder", type=FILE, metavar="DIR", help="Holds <model>.safetensors; else weights from the hub.")
-@option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to quantize.")
+@device_option("Where to quantize.")
 @option("--bench", is_flag=True, help="Time all files against each other at the end.")
 @json_option
 @debug_option

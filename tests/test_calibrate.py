@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fimaq.toolchain.calibrate import calibrate, run_block
 from fimaq.toolchain.calibrate import collect as collecting
+from fimaq.toolchain.calibrate import linear as searching
 from fimaq.toolchain.calibrate.candidates import candidate_grids, grid_from_range
 from fimaq.toolchain.calibrate.collect import observing, unfold
 from fimaq.toolchain.calibrate.layernorm import fold_channel_scales
@@ -229,18 +230,32 @@ def test_search_beats_the_full_range():
     assert searched < 0.5 * output_error(weight, rows, *naive, spec).sum()
 
 
-def test_massive_tokens_do_not_stretch_the_grid_of_the_others():
+@pytest.mark.parametrize("judged", [512, 256])  # all rows, and every other one: each with its own weight
+def test_massive_tokens_do_not_stretch_the_grid_of_the_others(judged, monkeypatch):
     """Two tokens of 512 hold values a hundred times larger; the grid must serve the other 510."""
+    monkeypatch.setattr(searching, "INPUT_ROWS", judged)
     weight, rows = noise(32, 48), noise(512, 48, seed=1)
-    rows[[7, 300], 5] = 300.0
+    rows[[8, 300], 5] = 300.0
     spec = QuantSpec(8, "channel"), QuantSpec(8)
     weight_grid, (scale, zero) = search_linear(weight, rows, *spec, 128, 3)
     w, x, s, z = f64(weight, rows, scale, zero)
-    ordinary = np.delete(x, [7, 300], axis=0)
+    ordinary = np.delete(x, [8, 300], axis=0)
     error = (quantized(ordinary, s, z, 255) - ordinary) @ w.T
     assert (error**2).mean() < 0.01 * ((ordinary @ w.T) ** 2).mean()
     assert float(scale) * 255 < 100
     assert weight_grid[0].isfinite().all()
+
+
+@pytest.mark.parametrize("empty", [0.4, 0.6, 0.95])
+def test_rows_of_zeros_change_nothing(empty):
+    """Swin pads its windows with zeros, often more than half of them; they have no error on any grid."""
+    weight, rows = problem(3, 6, 200)
+    spec = QuantSpec(3, "channel"), QuantSpec(3)
+    zeros = torch.zeros(round(len(rows) * empty / (1 - empty)), 6)
+    weight_grid, input_grid = search_linear(weight, torch.cat([rows, zeros]), *spec, 64, 20)
+    found = output_error(weight, rows, weight_grid, input_grid, spec).sum()
+    alone = output_error(weight, rows, *search_linear(weight, rows, *spec, 64, 20), spec).sum()
+    assert found <= 1.1 * alone, (found, alone)  # ranges shrink to quantiles, of which zeros take some
 
 
 def test_channel_search_is_brute_force():
@@ -591,7 +606,8 @@ def test_searching_brings_the_model_closer_to_float_than_full_ranges_do():
     assert error(64, True) < 0.7 * error(1, False)
 
 
-def test_a_grouped_convolutions_input_grid_spans_its_input():
+@pytest.mark.parametrize("channel", [0, 2])
+def test_a_grouped_convolutions_input_grid_spans_its_input(channel):
     """Groups see different channels, one of them with a larger range than the rest: none may be averaged away."""
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=2
@@ -599,7 +615,7 @@ def test_a_grouped_convolutions_input_grid_spans_its_input():
     model.patch_embed.proj = nn.Sequential(nn.Conv2d(3, 9, 4, 4, groups=3), nn.Conv2d(9, 8, 1))
     wrapped = wrap(model, (3, 8, 8))
     x = noise(4, 3, 8, 8)
-    x[:, 0] *= 10
+    x[:, channel] *= 10
     calibrate(wrapped, x, recipe(8, 8), NullProgress())
     quantizer = wrapped.layers["patch_embed.proj.0"].input_quantizer
     error = (quantizer(x) - x).abs().max()

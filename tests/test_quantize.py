@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.augment import AREA, RATIO, random_resized_crop
+from fimaq.toolchain.checkpoint import FinishedBlock, at_work, open_checkpoint, require_idle, unfinished_folder
 from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.data.demo_set import DEMO_MODELS
 from fimaq.toolchain.errors import EnvironmentProblem, InputError
@@ -120,6 +121,72 @@ def test_without_iterations_only_calibration_images_are_read(request_):
     result = quantize(request)
     assert len(load_run(request.out).manifest["calibration"]["sample_ids"]) == 3
     assert {block["loss_first"] for block in result["blocks"]} == {None}
+
+
+@pytest.mark.parametrize(("calibrated", "reconstructed"), [(6, 8), (8, 5)])
+def test_each_part_gets_as_many_images_as_the_recipe_says(calibrated, reconstructed, request_, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    counts: list[int] = []
+    monkeypatch.setattr(quantizing, "calibrate", lambda model, images, *how: counts.append(len(images)))
+
+    def reconstruct(model: Any, inputs: Any, *how: Any) -> None:
+        counts.extend([len(inputs.clean), len(inputs.quant)])
+        raise Seen
+
+    monkeypatch.setattr(quantizing, "reconstruct", reconstruct)
+    settings = recipe(calibrate={"samples": calibrated}, reconstruct={"samples": reconstructed})
+    with pytest.raises(Seen):
+        quantize(replace(request_, recipe=settings))
+    assert counts == [calibrated, reconstructed, reconstructed]
+
+
+def test_a_run_is_not_resumed_on_another_kind_of_device(request_, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizing, "reconstruct", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request_)
+    path = unfinished_folder(request_.out) / "identity.json"
+    identity = json.loads(path.read_text())
+    assert identity["device"] == "cpu"
+    path.write_text(json.dumps(identity | {"device": "cuda"}))
+    with pytest.raises(InputError, match="begun otherwise: device was cuda, now cpu"):
+        quantize(replace(request_, resume=True))
+
+
+def test_a_block_of_another_run_is_not_taken(request_):
+    """As where two processes were given one -o: the first one's blocks appear in the second one's folder."""
+    folder = unfinished_folder(request_.out)
+    first, second = ({"recipe": {"seed": seed}} for seed in (0, 1))
+    finished = FinishedBlock({"a": np.zeros(2, np.float32)}, {"name": "head"}, [])
+    open_checkpoint(request_.out, first, resume=False, force=False).save("head", finished)
+    kept = (folder / "head.safetensors").read_bytes()
+    other = open_checkpoint(request_.out, second, resume=False, force=True)
+    (folder / "head.safetensors").write_bytes(kept)
+    with pytest.raises(InputError, match="is of another run"):
+        other.load("head")
+
+
+def test_two_processes_do_not_quantize_into_one_run(request_, monkeypatch):
+    folder = unfinished_folder(request_.out)
+    open_checkpoint(request_.out, {}, resume=False, force=False)
+    leftover = request_.out.with_name(f"{request_.out.name}.0123abcd.tmp")
+    leftover.mkdir()  # what the other one is writing
+    with at_work(request_.out):
+        for how in ({}, {"force": True}, {"resume": True}):
+            with pytest.raises(InputError, match=r"another process is quantizing into .* give this one another -o"):
+                quantize(replace(request_, **how))
+        assert leftover.exists()
+        assert (folder / "identity.json").read_text() == "{}"
+
+    def reconstruct(*how: Any) -> None:
+        require_idle(request_.out)
+
+    monkeypatch.setattr(quantizing, "reconstruct", reconstruct)
+    with pytest.raises(InputError, match="another process is quantizing into"):
+        quantize(request_)
+    require_idle(request_.out)
 
 
 def test_a_relative_output_and_a_new_parent_folder_are_fine(request_, tmp_path, monkeypatch):

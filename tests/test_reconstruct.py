@@ -314,6 +314,27 @@ def test_the_fisher_objective_has_the_recipes_weights_and_temperature(fisher):
     )  # float64, and a quotient of close sums in the gradient
 
 
+def test_each_image_is_weighed_by_its_own_gradient():
+    """brecq: the numbers of the probe's images and of the batch's must reach it; 3 to 5 have no own gradient."""
+    settings = recipe(fisher={"kind": "brecq", "samples": 3, "temperature": 2.0})
+    torch.manual_seed(0)
+    tail = nn.Linear(4, 5).double()
+    clean, target, first, second = (noise(6, 4, seed=seed).double() for seed in range(4))
+    logits = tail(target[:3]).detach()
+    objective = FisherObjective(settings, tail, logits, DoubleStore(), watch())
+    objective.before_step(0, lambda x: 1.1 * x, BlockCache(clean, clean, target))
+    early, late = torch.tensor([1, 0]), torch.tensor([4, 2])
+    objective.loss(target[early] + first[early], target[early], early)
+    found = objective.loss(target[late] + second[late], target[late], late)
+
+    output = (1.1 * clean[:3]).requires_grad_()
+    log_q, p = (tail(output) / 2).log_softmax(-1), (logits / 2).softmax(-1)
+    (gradient,) = torch.autograd.grad(F.kl_div(log_q, p, reduction="sum"), output)
+    squares = torch.cat([gradient.square(), gradient.square().mean(0).expand(3, -1)])
+    wanted = (second.square() * squares)[late].mean() / (first.square() * squares)[early].mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+
+
 # ---------------------------------------------------------------- a step
 
 

@@ -5,16 +5,17 @@ Random streams depend on (seed, block, step) only, so a resumed run ends with th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,11 @@ from safetensors.numpy import save
 from .artifact import MANIFEST
 from .errors import InputError
 from .files import write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 IDENTITY = "identity.json"
 
@@ -42,10 +48,14 @@ class FinishedBlock:
 
 @final
 class Checkpoint:
-    """One safetensors file per finished block, its row and log lines in the metadata."""
+    """One safetensors file per finished block, its row and log lines in the metadata.
 
-    def __init__(self, folder: Path) -> None:
+    ``of`` stands for what decides the result, so that a block of another run is never taken.
+    """
+
+    def __init__(self, folder: Path, of: str = "") -> None:
         self.folder = folder
+        self.of = of
 
     def load(self, block: str) -> FinishedBlock | None:
         """What a finished block left, or None if it is not finished."""
@@ -56,6 +66,10 @@ class Checkpoint:
             with safe_open(path, framework="numpy") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
                 metadata = file.metadata()
+            if metadata["of"] != self.of:
+                raise InputError(
+                    f"checkpoint {path} is of another run. Quantize again with --force, or with another -o."
+                )
             return FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -67,7 +81,7 @@ class Checkpoint:
         path = self._path(block)
         temporary = path.with_suffix(".tmp")
         try:
-            metadata = {"row": json.dumps(finished.row), "log": json.dumps(finished.log)}
+            metadata = {"of": self.of, "row": json.dumps(finished.row), "log": json.dumps(finished.log)}
             content = save(dict(finished.tensors), metadata)
             with temporary.open("wb") as file:
                 file.write(content)
@@ -107,11 +121,13 @@ def unfinished_folder(run: Path) -> Path:
 def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force: bool) -> Checkpoint:
     """The checkpoint of ``run``, empty unless ``resume``; ``identity`` is everything that decides the result.
 
-    Raises InputError with ``resume`` where there is nothing to go on from, or it was begun with another identity; and
-    without, where finished blocks would be lost, unless ``force``.
+    Raises InputError while another process is at work on it; with ``resume`` where there is nothing to go on from, or
+    it was begun with another identity; and without, where finished blocks would be lost, unless ``force``.
     """
-    checkpoint = Checkpoint(unfinished_folder(run))
+    stamp = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    checkpoint = Checkpoint(unfinished_folder(run), stamp)
     path = checkpoint.folder / IDENTITY
+    require_idle(run)
     if resume:
         require_unfinished(run)
         _remove_unfinished_files(checkpoint.folder)
@@ -120,7 +136,8 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
         if changed := _differences(begun, wanted):
             raise InputError(
                 f"the unfinished run of {run} was begun otherwise: {'; '.join(changed)}. "
-                "Resume with the same model, data and options, or start anew with --force instead."
+                "Resume with the same model, data and options, or start anew with --force instead (for `sweep`: remove "
+                f"{checkpoint.folder})."
             )
         return checkpoint
     if not force and any(checkpoint.folder.glob("*.safetensors")):
@@ -134,6 +151,33 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
         raise InputError(f"{checkpoint.folder} cannot be written ({error}). Give a writable -o.") from error
     write_whole(path, json.dumps(identity, indent=1).encode())
     return checkpoint
+
+
+def require_idle(run: Path) -> None:
+    """Raise InputError while another process is at work on ``run``."""
+    with suppress(FileNotFoundError), (unfinished_folder(run) / IDENTITY).open("rb") as file:
+        _lock(file, run)
+
+
+@contextmanager
+def at_work(run: Path) -> Iterator[None]:
+    """Keep other processes off ``run``, whose checkpoint is open, as long as the context or this process lasts."""
+    with (unfinished_folder(run) / IDENTITY).open("rb") as file:
+        _lock(file, run)
+        yield
+
+
+def _lock(file: IO[bytes], run: Path) -> None:
+    """Until ``file`` is closed. A system without locks, or a file system, is taken as it is."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another process is quantizing into {run}. Wait for it, or give this one another -o."
+        ) from error
+    except OSError:  # ENOLCK
+        return
 
 
 def _remove_unfinished_files(folder: Path) -> None:

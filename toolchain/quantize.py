@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from .allocator import keep_freed_memory
 from .artifact import Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
-from .checkpoint import Checkpoint, open_checkpoint, require_unfinished, unfinished_folder
+from .checkpoint import Checkpoint, at_work, open_checkpoint, require_idle, require_unfinished, unfinished_folder
 from .data import ImageSet, calibration_sample, open_dataset
 from .distributed.launch import SINGLE, Launch, read_launch
 from .distributed.ranks import ALONE, Ranks, joined
@@ -71,15 +72,16 @@ def quantize(
 
     ``announce`` is told what will be taken of memory and disk, before it is. Raises InputError for a model, weights,
     data folder or output that cannot be used, and EnvironmentProblem for a device that is not there, for caches that do
-    not fit and for another process of the job that is lost; before the first step nothing is written.
+    not fit and for another process of the job that is lost; before the first step nothing is written. Another process
+    that is at work on the same output is an InputError.
 
     Where a launcher started this process as one of several (``distributed.launch``), they do it together: the first one
     writes, and all return the same but for seconds.
     """
     launch = read_launch()
     device = pick_device(request.device, launch)
-    with joined(launch, device) as ranks:
-        return _quantize(request, device, progress or NullProgress(), announce, ranks)
+    with joined(launch, device) as ranks, ExitStack() as lock:
+        return _quantize(request, device, progress or NullProgress(), announce, ranks, lock)
 
 
 def _quantize(
@@ -88,6 +90,7 @@ def _quantize(
     progress: Progress,
     announce: Callable[[str], None],
     ranks: Ranks,
+    lock: ExitStack,
 ) -> dict[str, Any]:
     began = time.monotonic()
     keep_freed_memory()
@@ -96,6 +99,7 @@ def _quantize(
     replace = request.force or request.resume
 
     def prepare() -> None:
+        require_idle(request.out)
         remove_leftovers(request.out.resolve(), unfinished_folder(request.out))
         if request.resume:
             require_unfinished(request.out)
@@ -123,6 +127,8 @@ def _quantize(
     identity = ranks.together(partial(_identity, loaded, images, recipe, device))
     ranks.require_same(identity, "models, images or recipes")
     checkpoint = ranks.by_first(partial(open_checkpoint, request.out, identity, request.resume, request.force))
+    if ranks.first:
+        lock.enter_context(at_work(request.out))
     store = make_store(plan.place, device, checkpoint.folder)
     try:
         arrays = ranks.together(partial(load_images, images, loaded.preprocessing, recipe, progress, store, ranks))

@@ -148,6 +148,22 @@ def test_a_full_queue_answers_503_and_when_to_come_back_before_the_body_is_sent(
         assert (status_on(one), status_on(two)) == (200, 200)
 
 
+def test_who_sends_everything_before_reading_is_told_too(narrow, toy, slow, binary_request):
+    """The body is more than fits between two sockets, so it must be received; a reset would take the answer away."""
+    working = [occupy(narrow, toy, binary_request, slow=3 * slow) for _ in range(2)]
+    wait_for(lambda: held(narrow) == 2)
+    before = narrow.resident()
+    with narrow.socket() as third:
+        third.sendall(request_bytes(bytes(16 * MIB + 1)))
+        assert status_on(third) == 503
+        third.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status_on(third) == 200
+    assert narrow.resident() - before < 4 * MIB
+    for connection in working:
+        assert status_on(connection) == 200
+        connection.close()
+
+
 def test_who_hangs_up_while_waiting_is_not_computed_and_leaves_the_queue(narrow, toy, slow, binary_request):
     with occupy(narrow, toy, binary_request, slow=slow) as working:
         wait_for(lambda: held(narrow) == 1)

@@ -77,6 +77,7 @@ def test_a_name_is_safe_for_a_file(plan):
         ("run = 3\n", r"has no \[\[run\]\] table"),
         ("[[run]]\nseed = 1\n", r"table 1: model is None; wanted the name of a timm model"),
         ("[[run]]\nmodel = 3\n", "model is 3"),
+        ("[[run]]\nmodel = []\n", r"table 1: model is an empty list, which makes no run\."),
         (ONE + ONE + "modle = 1\n", r"table 2: unknown key 'modle'. Did you mean 'model'\?"),
         (ONE + "wbits = 9\n", r"table 1: recipe field weights.bits \(--wbits\): got 9"),
         (ONE + 'wbits = [4, "x"]\n', "got 'x'"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fimaq.cli.main import cli
-from fimaq.toolchain.errors import InputError
+from fimaq.toolchain.errors import EnvironmentProblem, InputError, UsageError
 from fimaq.toolchain.sweep.pareto import front
 from fimaq.toolchain.sweep.plan import load_plan
 from fimaq.toolchain.sweep.run import sweep
@@ -53,6 +53,24 @@ def test_a_float_model_is_not_quantized(swept, world, folder):
     swept('[[run]]\nmodel = "a"\nrecipe = "float"\n')
     assert world.calls == [("export", "a"), ("evaluate", "a")]
     assert rows(folder)[0]["wbits"] is None
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"device": "cuda:9"}, EnvironmentProblem, "device cuda:9 was asked for"),
+        ({"folder": "mine.toml"}, InputError, "mine.toml is a file; wanted the folder of the sweep"),
+        ({"launched": True}, UsageError, "a sweep is one process"),
+    ],
+)
+def test_what_no_run_could_do_is_refused_before_the_first(how, error, message, plan, folder, world, monkeypatch):
+    if how.get("launched"):
+        ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
+        for name, value in (ranks | {"MASTER_ADDR": "localhost"}).items():
+            monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=message):
+        sweep(load_plan(plan(TWO)), folder / how.get("folder", "out"), device=how.get("device", "cpu"))
+    assert world.calls == []
 
 
 def test_the_table(swept, folder):

@@ -25,6 +25,9 @@ WEIGHT_QUANTILE, INPUT_QUANTILE = 0.9, 0.95
 INPUT_ROWS = 2048
 """Rows that an input candidate is judged on."""
 
+NOTHING = 1e-30
+"""Energy of an output up to which it counts as zero."""
+
 Grid = tuple[Tensor, Tensor]
 """Scale and zero point."""
 
@@ -76,9 +79,14 @@ def search_linear(
 
 
 def row_weights(outputs: Float[Tensor, "n o"]) -> Float[Tensor, "n 1"]:
-    """What a row's squared error counts: ``1 / (e + median e)`` for output energy ``e``, scaled to a mean of one."""
+    """What a row's squared error counts: ``1 / (e + median e)`` for output energy ``e``, scaled to a mean of one.
+
+    The median is of the rows that give anything: windows padded with zeros, or black patches, may be more than half.
+    """
     energy = outputs.square().sum(1, keepdim=True)
-    weights = 1 / (energy + energy.median()).clamp_min(torch.finfo(energy.dtype).tiny)
+    given = energy[energy > NOTHING]
+    typical = given.median() if given.numel() else energy.new_ones(())
+    weights = 1 / (energy + typical)
     return weights / weights.mean()
 
 

@@ -112,7 +112,8 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
     layer.weight_quantizer = UniformQuantizer(weight_spec, scale.view(-1, *ones), zero.view(-1, *ones))
     if by_token:
         in_scale = in_scale.expand(1, *seen.shape[1:-1], 1)
-    layer.input_quantizer = UniformQuantizer(QuantSpec(bits, "token" if by_token else "tensor"), in_scale, in_zero)
+    spec = QuantSpec(bits, "token" if by_token else "tensor", recipe.activations.symmetric)
+    layer.input_quantizer = UniformQuantizer(spec, in_scale, in_zero)
 
 
 def _calibrate_matmul(layer: QuantMatMul, seen: Observed, recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from .annotate import WIDER
 from .emit import UNIT
 from .errors import ExportError
 from .integer_linear import OPERATOR
-from .zero_points import ZERO_POINTS
+from .zero_points import SCALES, ZERO_POINTS
 
 PRODUCTS = ("MatMul", "Conv", OPERATOR)
 BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Round", "Mul"})
@@ -56,8 +56,8 @@ class StoredLayers:
             if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 raise ExportError(f"layer {layer!r}: the weight does not come from DequantizeLinear.")
             source, scale, zero_point = dequantize.input
-            if (beside := self._nodes.get(f"{layer}/{ZERO_POINTS}/DequantizeLinear")) is not None:
-                zero_point = beside.input[0]
+            if (beside := self._nodes.get(f"{layer}/b/{ZERO_POINTS}/DequantizeLinear")) is not None:
+                zero_point, scale = beside.input[0], self._nodes[f"{layer}/{SCALES}/Mul"].input[0]
             axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
             if axis != (0 if product.op_type == "Conv" else 1):
                 raise ExportError(f"layer {layer!r}: weight scales run along axis {axis}.")

@@ -9,17 +9,19 @@ import onnx_ir as ir
 
 from .emit import Emitter
 
-ZERO_POINTS = "zero_points"
-"""Part of a layer's name under which its weight's zero points are multiplied by their scales."""
+ZERO_POINTS, SCALES = "zero_points", "scales"
+"""Parts of a layer's name: ``<layer>/b/zero_points/DequantizeLinear`` reads the right operand's zero points,
+``<layer>/scales/Mul`` multiplies its scales by the left operand's."""
 
 
 @final
 class ZeroPointsBesideProducts(ir.passes.InPlacePass):
-    """``A B = A B' - (sum of A's rows) z s``, where ``B' = s q`` is ``B = s (q - z)`` with its zero point left out.
+    """``A B = s_a s_b (C_a C_b - (sums of C_a's rows) z_b)``, codes ``C`` less only zero points that kernels take.
 
-    Done for a weight ``B``, and for both operands of an attention product: ``A B = A' B' - z_a s_a (sum of columns of
-    B') - (sum of rows of A) z_b s_b``. Nothing is done where ``z`` is 0. The same codes are multiplied; the correction
-    is one more rounded sum.
+    Done for a weight ``B``, whose zero points alone are left out, and for both operands of an attention product, where
+    ``z_a (sums of C_b's columns)`` is subtracted too. Nothing is done where ``z`` is 0. The same codes are multiplied,
+    and scales come last: everything before them is integers, exact in float32 up to 2^24, so that a difference of
+    large sums costs no digits.
 
     Sums are products with ones, on the same integer kernels: OpenVINO 2026.4 sums 8-bit codes wrongly with ReduceSum
     where there are several images of several windows (all but the first).
@@ -48,19 +50,18 @@ def _rewrite(graph: ir.Graph, product: ir.Node, left: ir.Node, right: ir.Node) -
     rows, columns = _zero(right).any(), not weight and _zero(left).any()
     if not rows and not columns:
         return False
-    a = _without_zero_point(emit, left, "a") if columns else product.inputs[0]
-    b = _without_zero_point(emit, right, "b") if rows else product.inputs[1]
-    assert product.inputs[0] is not None and product.inputs[1] is not None
+    a = _unscaled(emit, left, "a", keep_zero_point=not columns)
+    b = _unscaled(emit, right, "b", keep_zero_point=not rows)
     result = emit.op("MatMul", [a, b])
     if columns:
-        step = _multiple(emit, left, "a")
         sums = emit.op("MatMul", [_ones(emit, (1, _terms(left))), b], "a")
-        result = emit.op("Sub", [result, emit.op("Mul", [sums, step], "a")])
+        result = emit.op("Sub", [result, emit.op("Mul", [sums, _zero_points(emit, left, "a")], "a")])
     if rows:
-        step = _weight_multiple(emit, right) if weight else _multiple(emit, right, "b")
-        sums = emit.op("MatMul", [product.inputs[0], _ones(emit, (_terms(left), 1))], "b")
-        result = emit.op("Sub", [result, emit.op("Mul", [sums, step], "b")])
-    emit.replace([product], result, f"{emit.layer}/product")
+        plain = _unscaled(emit, left, "a", keep_zero_point=True) if columns else a
+        sums = emit.op("MatMul", [plain, _ones(emit, (_terms(left), 1))], "b")
+        result = emit.op("Sub", [result, emit.op("Mul", [sums, _zero_points(emit, right, "b")], "b")])
+    scales = emit.op("Mul", [right.inputs[1], left.inputs[1]], SCALES)
+    emit.replace([product], emit.op("Mul", [result, scales], "scaled"), f"{emit.layer}/product")
     return True
 
 
@@ -80,12 +81,13 @@ def _array(constant: ir.Value | None) -> np.ndarray:
     return constant.const_value.numpy()
 
 
-def _without_zero_point(emit: Emitter, dequantize: ir.Node, part: str) -> ir.Value:
-    codes, scale, zero_point = dequantize.inputs
+def _unscaled(emit: Emitter, dequantize: ir.Node, part: str, *, keep_zero_point: bool) -> ir.Value:
+    """An operand's codes as floats, less their zero point where it is kept."""
+    codes, _, zero_point = dequantize.inputs
     assert zero_point is not None and zero_point.dtype is not None
-    zero = emit.constant(f"{emit.layer}.{part}.zero", np.zeros_like(_array(zero_point)), zero_point.dtype)
-    attributes = {name: attribute.value for name, attribute in dequantize.attributes.items()}
-    return emit.op("DequantizeLinear", [codes, scale, zero], f"{part}/plain", **attributes)
+    zero = zero_point if keep_zero_point else emit.scalar(0, zero_point.dtype)
+    one = emit.scalar(1.0, ir.DataType.FLOAT)
+    return emit.op("DequantizeLinear", [codes, one, zero], f"{part}/{'codes' if keep_zero_point else 'plain'}")
 
 
 def _ones(emit: Emitter, shape: tuple[int, int]) -> ir.Value:
@@ -104,15 +106,9 @@ def _terms(left: ir.Node) -> int:
     return value.shape[-1]
 
 
-def _multiple(emit: Emitter, dequantize: ir.Node, part: str) -> ir.Value:
-    """``z s`` of an activation, one number."""
-    zero_point = _zero(dequantize).astype(np.float32)
-    return emit.constant(f"{emit.layer}.{part}.shift", zero_point * _array(dequantize.inputs[1]), ir.DataType.FLOAT)
-
-
-def _weight_multiple(emit: Emitter, dequantize: ir.Node) -> ir.Value:
-    """``z s`` of a weight, ``[o]``, made in the graph of the zero points and scales it is the product of."""
-    _, scale, zero_point = dequantize.inputs
+def _zero_points(emit: Emitter, dequantize: ir.Node, part: str) -> ir.Value:
+    """The zero points of an operand as floats, read from where they are stored."""
+    zero_point = dequantize.inputs[2]
     assert zero_point is not None and zero_point.dtype is not None
-    zero = emit.constant(f"{emit.layer}.b.zero", np.zeros_like(_array(zero_point)), zero_point.dtype)
-    return emit.op("DequantizeLinear", [zero_point, scale, zero], ZERO_POINTS, axis=0)
+    grid = emit.scalar(1.0, ir.DataType.FLOAT), emit.scalar(0, zero_point.dtype)
+    return emit.op("DequantizeLinear", [zero_point, *grid], f"{part}/{ZERO_POINTS}")

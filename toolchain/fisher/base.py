@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import FimaqError
+from ..errors import InputError
 from .rows import widen
 
 
@@ -50,7 +50,7 @@ class FisherApproximation(ABC):
 
         Raises:
             ValueError: shapes that do not match each other or the earlier probes, or no image.
-            FimaqError: NaN or infinity in the probe.
+            InputError: NaN or infinity in the probe.
         """
         if error.shape != grad.shape or error.ndim != 2 or 0 in error.shape:
             raise ValueError(
@@ -68,9 +68,9 @@ class FisherApproximation(ABC):
             )
         for name, values in (("error", error), ("gradient", grad)):
             if not all(math.isfinite(float(end)) for end in torch.aminmax(values.detach())):
-                raise FimaqError(
+                raise InputError(
                     f"the Fisher probe's {name} has NaN or infinite values: wanted finite ones. "
-                    "Check the float model's logits on the calibration images, or run the probe in float32."
+                    "Lower the recipe's learning rates, or check the float model's logits on the calibration images."
                 )
         with torch.no_grad():
             self.fallback = self._learn(error, grad, index)

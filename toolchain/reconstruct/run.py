@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..calibrate import run_block
 from ..checkpoint import Checkpoint, FinishedBlock
 from ..distributed.ranks import ALONE, Ranks
+from ..errors import InputError
 from ..families import Block, QuantModel
 from ..nn import QuantLayer, float_layers
 from ..progress import Progress
@@ -77,6 +79,7 @@ def reconstruct(
                         block.name, block.module, layers, cache, objective, recipe, lines.append, task, ranks
                     )
                     del cache
+                _require_finite(block.name, layers, last)
                 lines += grid_lines(block, layers, inputs.clean[:SAMPLE].to(device))
                 _advance_quantized(block, inputs, target, store, device, watch, ranks)
                 row = {
@@ -116,6 +119,16 @@ def _advance_quantized(
     inputs.clean = target
     with watch.timing("advance"):
         inputs.quant = advance(block.module, inputs.quant, store, device, ranks)
+
+
+def _require_finite(block: str, layers: dict[str, QuantLayer], loss: float) -> None:
+    """A block that diverged is no input for the next one (codes alone do not show it). Raises InputError."""
+    values = quantizer_tensors(layers) | {f"the loss of {block}": np.array(loss)}
+    for name, array in values.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"quantization gave NaN or infinity in {name}. Lower the recipe's learning rates, or check the images."
+            )
 
 
 def _require_agreement(block: str, finished: FinishedBlock, ranks: Ranks) -> None:

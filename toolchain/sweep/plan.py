@@ -144,6 +144,8 @@ def _configurations(path: Path, tables: list[dict[str, Any]]) -> tuple[Configura
                 raise UsageError(
                     f"{where}: unknown key {key!r}.{nearest(key, RUN_KEYS)} Known keys: {', '.join(RUN_KEYS)}."
                 )
+        if empty := [key for key, value in table.items() if value == []]:
+            raise UsageError(f"{where}: {', '.join(empty)} is an empty list, which makes no run. Give it a value.")
         lists = [value if isinstance(value, list) else [value] for value in table.values()]
         for values in itertools.product(*lists):
             one = Configuration(dict(zip(table, values, strict=True)), None)

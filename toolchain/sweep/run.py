@@ -13,12 +13,13 @@ from typing import Any, final
 from ..artifact import read_manifest
 from ..bench import bench
 from ..data import open_dataset
-from ..errors import FimaqError
+from ..distributed.launch import read_launch
+from ..errors import FimaqError, InputError, UsageError
 from ..evaluate import OrtPredictor, evaluate
 from ..export import export_float, export_run
 from ..files import write_whole
 from ..progress import NullProgress, Progress, Titled
-from ..quantize import QuantizeRequest, quantize
+from ..quantize import QuantizeRequest, pick_device, quantize
 from .pareto import pareto_plot
 from .plan import Configuration, Plan, identity, run_name
 from .results import read_results
@@ -63,9 +64,15 @@ def sweep(
     done is left out, one that failed is tried again, and one that was cut off goes on after its last finished block.
     ``timed`` benches all files against each other at the end. Then ``results.md`` and the plots are written anew.
 
-    Raises InputError for data that cannot be opened and for a results.jsonl that holds something else.
+    Raises InputError for data that cannot be opened and for a results.jsonl that holds something else, UsageError under
+    a launcher of several processes, EnvironmentProblem for a device that is not there.
     """
     progress = progress or NullProgress()
+    if read_launch().size > 1:
+        raise UsageError("a sweep is one process: `quantize` is what several share. Start it without torchrun.")
+    pick_device(device)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; wanted the folder of the sweep. Give another -o.")
     done = read_results(folder / RESULTS)
     facts = {
         name: [source, open_dataset(source, require_labels=False).sample_ids_sha256]

@@ -47,7 +47,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self._early = bytearray()
-        self._target = NOTHING
+        self._target, self._unwanted = NOTHING, 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -66,19 +66,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to put what has come."""
-        return self._target or SCRATCH[:HEAD]
+        return self._target or SCRATCH[: self._unwanted or HEAD]
 
     def buffer_updated(self, nbytes: int) -> None:
         """It is there. Reading stops where more has come than anyone asked for."""
         if self._target:
             self._target = self._target[nbytes:]
-            if self._target:
-                return
+        elif self._unwanted:
+            self._unwanted -= nbytes
         else:
             self._early += SCRATCH[:nbytes]
             if len(self._early) >= HEAD:
                 self._transport.pause_reading()
-        self._wake()
+        if not (self._target or self._unwanted):
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or the connection was closed here."""
@@ -128,21 +129,14 @@ class Connection(asyncio.BufferedProtocol):
         view[:early] = self._early[:early]
         del self._early[:early]
         self._target = view[early:]
-        try:
-            while self._target:
-                if self.lost.done():
-                    raise ClientDisconnect
-                await self._arrived()
-        finally:
-            self._target = NOTHING
-            self._resume()
+        await self._received()
 
     async def drop(self, count: int) -> None:
         """Receive ``count`` bytes and forget them. Raises ClientDisconnect as ``fill`` does."""
-        while count:
-            part = SCRATCH[:count]
-            await self.fill(part)
-            count -= len(part)
+        early = min(count, len(self._early))
+        del self._early[:early]
+        self._unwanted = count - early
+        await self._received()
 
     async def write(self, data: bytes) -> None:
         """Send, and wait while the client does not read; nothing happens once it has gone."""
@@ -176,6 +170,17 @@ class Connection(asyncio.BufferedProtocol):
             log.exception("internal error")
         finally:
             self._transport.close()
+
+    async def _received(self) -> None:
+        """What was asked for is there."""
+        try:
+            while self._target or self._unwanted:
+                if self.lost.done():
+                    raise ClientDisconnect
+                await self._arrived()
+        finally:
+            self._target, self._unwanted = NOTHING, 0
+            self._resume()
 
     async def _arrived(self) -> None:
         self._arrival = self._loop.create_future()
