@@ -112,18 +112,18 @@ def table(out: Path) -> str:
         rows.append(
             [
                 row["config"]["model"],
-                f"W{row['wbits']}/A{row['abits']}",
+                row["config"]["recipe"],
                 "round to nearest" if rtn else row["fisher"],
                 row["seed"],
                 f"{row['top1']:.2f} ({row['top1_interval'][0]:.1f} to {row['top1_interval'][1]:.1f})",
                 "{top1_agreement:.1f} / {noise_floor:.1f}".format(**row["parity"]),
                 round(row["seconds"]["total"]),
                 f"{row['bytes'] / 1e6:.2f}",
-                f"`{row['command']}`",
+                f"`{row['command'].removeprefix('fimaq-tool quantize ')}`",
             ]
         )
-    rows.sort(key=lambda row: (row[0], [-int(part[1:]) for part in row[1].split("/")], row[2], row[3]))
-    headers = ["model", "bits", "loss", "seed", "top-1 (95 %)", "agreement / floor", "seconds", "MB", "command"]
+    rows.sort(key=lambda row: (row[0], -int(row[1].rpartition("a")[2]), row[1], row[2], row[3]))
+    headers = ["model", "recipe", "loss", "seed", "top-1 (95 %)", "agreement / floor", "seconds", "MB", "command"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 

@@ -28,19 +28,6 @@ class _File(click.Path):
 FILE = _File(path_type=Path)
 
 
-@final
-class _Device(click.ParamType):
-    """A device's name; whether it is there only torch knows."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is."""
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            self.fail(f"{value!r} is no device; wanted auto, cpu, cuda or cuda:<index>.", param, ctx)
-        return str(value)
-
-
 NO_VARIABLE = ("--out", "--force")
 """Not settable by variable: a forgotten one would overwrite something."""
 
@@ -80,10 +67,17 @@ json_option = option(
 force_option = option("--force", is_flag=True, help="Replace an existing output.")
 
 
+def _device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A device's name; whether it is there only torch knows."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is no device; wanted auto, cpu, cuda or cuda:<index>.")
+    return value
+
+
 def device_option(purpose: str) -> Callable[[Function], Function]:
     """``--device``, with what it is for."""
     metavar = "auto|cpu|cuda[:i]"
-    return option("--device", type=_Device(), default="auto", show_default=True, metavar=metavar, help=purpose)
+    return option("--device", default="auto", show_default=True, metavar=metavar, callback=_device, help=purpose)
 
 
 def count(minimum: int = 1) -> click.IntRange:
