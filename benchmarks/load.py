@@ -124,6 +124,36 @@ def open_loop(port: int, request: bytes, rate: float, seconds: float, keep: bool
     }
 
 
+def patient_clients(port: int, request: bytes, clients: int, seconds: float) -> dict[str, float]:
+    """A fixed number of clients that send the next when they have the answer, and who get a 503 wait as they are told.
+
+    A second of that time: requests ``offered``, those ``refused``, and ``goodput``, those answered.
+    """
+    ends: list[tuple[int, float]] = []
+    began = time.perf_counter()
+
+    def client() -> None:
+        now = 0.0
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            while now < seconds:
+                connection.sendall(request)
+                status, wait = _answer(connection)
+                ends.append((status, time.perf_counter() - began))
+                if status == 503:
+                    time.sleep(min(wait, max(0.0, seconds - ends[-1][1])))
+                now = time.perf_counter() - began
+
+    _in_threads(client, clients)
+    in_time = Counter(status for status, at in ends if at < seconds)
+    last = Counter(f"answers {status}" for status, _ in ends)
+    return {
+        "offered": len(ends) / seconds,
+        "refused": in_time[503] / seconds,
+        "goodput": in_time[200] / seconds,
+        **dict(sorted(last.items())),
+    }
+
+
 def on_core(core: int, work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
     """The result of ``work`` in a process of its own on one core."""
     receiver, sender = multiprocessing.Pipe(duplex=False)

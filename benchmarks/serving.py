@@ -7,9 +7,10 @@ connection, send one binary tensor of random numbers and, when they have the ans
 computes next to nothing on images of the same size: what is left is the server's own work. ``--others`` are the Pythons
 of environments with ``benchmarks/others/requirements*.txt`` (they cannot share one), whose servers take part then.
 
-Under overload requests come by the clock, four times as many as the server answered before, and those that are refused
-come again after the time that was told; once on connections that are kept, once each on a new one. Linux, and two cores
-that nothing else uses.
+Overload is three things. Four times as many clients as the queue holds, each of whom waits for its answer or, refused,
+for as long as it is told; and requests that come by the clock, four times as many as the server answered before, on top
+of which those that were refused come again, once on connections that are kept, once each on a new one. Linux, and two
+cores that nothing else uses.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from load import answers, closed_loop, json_request, on_core, open_loop, tensor_request, upload_request
+from load import answers, closed_loop, json_request, on_core, open_loop, patient_clients, tensor_request, upload_request
 from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
 
@@ -45,6 +46,10 @@ from fimaq.toolchain.runtime import open_session
 SERVER_CORE, CLIENT_CORE = 0, 1
 CLIENTS = (1, 8, 32)
 OVERLOAD = 4
+QUEUE = 64
+"""The server's own default."""
+
+KINDS = PATIENT, KEPT, NEW = "patient clients", "by the clock, kept connections", "by the clock, new connections"
 LONGEST_START = 60.0
 OTHERS = Path(__file__).parent / "others"
 OTHERS_REQUESTS = {"kserve": tensor_request, "litserve": upload_request, "mlserver": json_request}
@@ -170,8 +175,8 @@ def throughput(model: Path, found: list[Contender], seconds: float, rounds: int)
     ]
 
 
-def overload(model: Path, seconds: float, keep: bool) -> dict[str, Any]:
-    """Goodput at four times the capacity, on kept or new connections.
+def overload(model: Path, seconds: float, kind: str) -> dict[str, Any]:
+    """Goodput at four times the capacity; ``kind`` is one of KINDS.
 
     ``share`` is what is left of the capacity; ``mb`` memory before, and its maxima in the second and the last third.
     """
@@ -189,12 +194,15 @@ def overload(model: Path, seconds: float, keep: bool) -> dict[str, Any]:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        found = on_core(CLIENT_CORE, open_loop, port, request, OVERLOAD * capacity, seconds, keep)
+        if kind == PATIENT:
+            found = on_core(CLIENT_CORE, patient_clients, port, request, OVERLOAD * QUEUE, seconds)
+        else:
+            found = on_core(CLIENT_CORE, open_loop, port, request, OVERLOAD * capacity, seconds, kind == KEPT)
         over.set()
         watching.join()
     thirds = [max(mb for at, mb in samples if low <= at < low + 1 / 3) for low in (1 / 3, 2 / 3)]
     return {
-        "connections": "kept" if keep else "new",
+        "load": kind,
         "start_seconds": started,
         "capacity": capacity,
         **found,
@@ -221,7 +229,7 @@ def main() -> None:
         rows = throughput(arguments.model, contenders(arguments.others), arguments.seconds, arguments.rounds)
         null = null_model(arguments.model, Path(folder))
         rows += throughput(null, contenders([]), arguments.seconds, arguments.rounds)
-    overloads = [overload(arguments.model, arguments.overload_seconds, keep) for keep in (True, False)]
+    overloads = [overload(arguments.model, arguments.overload_seconds, kind) for kind in KINDS]
     keys = ("model", "server", "clients", "loop", "rate", "ratio", "p50_ms", "p99_ms")
     print(tabulate([[row[key] for key in keys] for row in rows], keys, tablefmt="github", floatfmt=".2f"), "\n")
     print(tabulate(overloads, "keys", tablefmt="github", floatfmt=".2f"))
