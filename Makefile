@@ -32,7 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 	  $(PYTHON) -m venv --clear $(VENV) || { \
 	    echo "error: $(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
 	fi
-	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@echo "installing the packages of requirements.lock; minutes"
+	@$(BIN)/python -m pip install --requirement requirements.lock
+	@echo "installing fimaq-tool itself"
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

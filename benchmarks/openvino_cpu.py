@@ -20,7 +20,8 @@ def compiled_model(path: Path, threads: int, precision: str | None) -> Any:
             import openvino
     except ImportError as error:
         raise EnvironmentProblem(
-            f"openvino cannot be imported ({error}). pip install 'fimaq-tool[openvino]', or leave it out with --only."
+            f"openvino cannot be imported ({error}). In the checkout: pip install '.[openvino]', or leave it out "
+            "with --only."
         ) from error
     core = openvino.Core()
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

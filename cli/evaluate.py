@@ -69,7 +69,9 @@ def command(source: Path | None, data: str, out: Path | None, as_json: bool, **o
         more = " ..." if len(result["skipped"]) > 5 else ""
         named = ", ".join(result["skipped"][:5])
         note(f"left out {len(result['skipped'])} image(s) that cannot be decoded: {named}{more}")
-    if source is not None:
+    if out is not None:
+        next_command("gate", "--baseline", "FLOAT.json", "--candidate", out)
+    elif source is not None:
         next_command("inspect", source)
 
 

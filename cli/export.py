@@ -12,6 +12,9 @@ from fimaq.toolchain.errors import InputError, UsageError
 from .options import FILE, count, debug_option, example, force_option, given, json_option, option
 from .output import emit, library_output, next_command, size
 
+FLOAT = "float"
+"""The target that the result of a float model names."""
+
 
 @click.command(
     no_args_is_help=True, epilog=example("fimaq-tool export runs/deit-tiny --target ort-cpu -o deit-tiny-w4a4.onnx")
@@ -63,9 +66,10 @@ def command(source: str, out: Path, target: str, as_float: bool, weights: Path |
     if given("dtype") and not as_float:
         raise UsageError("--dtype is for --float; a run's layers compute on integers. Leave out --dtype.")
     if not as_float and not Path(source).exists():
+        by_name = f" For a float model by its name add --float: fimaq-tool export {source} --float -o {out}."
         raise InputError(
-            f"there is no run folder {source}; wanted the -o folder of `fimaq-tool quantize`. For a float model by its "
-            f"name add --float: fimaq-tool export {source} --float -o {out}."
+            f"there is no run folder {source}; wanted the -o folder of `fimaq-tool quantize`."
+            f"{by_name if '/' not in source else ''}"
         )
     with library_output():
         if as_float:
@@ -102,19 +106,25 @@ def _text(result: dict[str, Any]) -> str:
     lines = [f"{result['onnx']}: {size(result['bytes'])}, target {result['target']}, opset {result['opset']}"]
     if "encodings" in result:
         lines.append(f"{result['encodings']}: its grids for Qualcomm's converters")
-    layers, parity = result.get("layers"), result.get("parity")
-    if layers:
-        lines.append(f"layers: {layers['integer']} integer, {layers['float']} float")
-    if parity:
-        lines.append(_agreement(parity))
+    if result["target"] != FLOAT:
+        lines.append(_kernels(result["layers"], result["target"]))
+    lines.append(_agreement(result["parity"], "images" if result["target"] != FLOAT else "random images"))
     return "\n".join(lines)
 
 
-def _agreement(parity: dict[str, Any]) -> str:
+def _kernels(layers: dict[str, int], target: str) -> str:
+    """How many layers run on integers: in ONNX Runtime, whatever the file is for."""
+    counted = f"{layers['integer']} integer, {layers['float']} float"
+    if target == "ort-cpu":
+        return f"layers: {counted}"
+    return f"layers in ONNX Runtime on this CPU: {counted}; the runtime it is for has kernels of its own"
+
+
+def _agreement(parity: dict[str, Any], images: str) -> str:
     """The parity check in one sentence."""
     codes = ", and every weight code is the run's" if parity["codes_equal"] else ""
     return (
-        f"checked on {parity['images']} images: torch and ONNX Runtime agree on the class of "
+        f"checked on {parity['images']} {images}: torch and ONNX Runtime agree on the class of "
         f"{parity['top1_agreement']:.1f} % of them (torch and its own float64 copy: {parity['noise_floor']:.1f} %), "
         f"the logits' signal-to-noise ratio is {parity['snr_db']:.1f} dB{codes}"
     )

@@ -74,7 +74,7 @@ def command(ctx: click.Context, /, candidate: Path | None, as_json: bool, force:
         raise _verdict(report)
 
 
-@command.command(epilog=example("fimaq-tool gate init -o gate.toml"))
+@command.command(short_help="Write a gate.toml.", epilog=example("fimaq-tool gate init -o gate.toml"))
 @option("-o", "--out", type=FILE, default=CONFIG, show_default=True, help="The file to write.")
 @force_option
 @json_option
@@ -90,7 +90,10 @@ def init(out: Path, force: bool, as_json: bool) -> None:
     next_command("gate", "--candidate", "RESULT.json", "--config", out)
 
 
-@command.command(epilog=example('fimaq-tool gate update --candidate new.json --reason "W4/A4 instead of W8/A8"'))
+@command.command(
+    short_help="Make a candidate the new baseline.",
+    epilog=example('fimaq-tool gate update --candidate new.json --reason "W4/A4 instead of W8/A8"'),
+)
 @option("--candidate", type=FILE, required=True, metavar="B.json", help="The result that becomes the baseline.")
 @option("--reason", required=True, help="Why, for the history.")
 @option("--name", default="release", show_default=True, help="Which of gate.toml's baselines.")
@@ -131,7 +134,7 @@ def _run(candidate: Path, files: dict[str, Path], force: bool, options: dict[str
         baselines=_named(options["baselines"]),
         **{name: options[name] for name in ("max_drop", "policy", "confidence", "require_paired", "latency")},
     )
-    report = run_gate(candidate, config)
+    report = run_gate(candidate, config, configured=options["config"] is not None or CONFIG.exists())
     for name, path in files.items():
         write_whole(path, getattr(outputs, name)(report).encode())
     outputs.github.publish(report)
@@ -159,9 +162,13 @@ def _verdict(report: GateReport) -> FimaqError:
 
 
 def _next(report: GateReport, candidate: Path) -> None:
-    if report.verdict == "pass":
+    from fimaq.deploy.gate.outputs.advice import more_images_decide, updatable
+
+    if report.verdict == "pass" and updatable(report):
         next_command("gate", "update", "--candidate", candidate, "--reason", "WHY")
-    elif report.verdict == "inconclusive":
+    elif report.verdict == "pass":
+        next_command("serve", report.candidate.model)
+    elif report.verdict == "inconclusive" and more_images_decide(report):
         next_command("evaluate", report.candidate.model, "--data", "MORE_IMAGES", "-o", "RESULT.json")
     else:
         next_command("inspect", report.candidate.model)

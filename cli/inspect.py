@@ -36,7 +36,7 @@ def command(source: Path, as_json: bool) -> None:
     if source.is_dir():
         next_command("export", source, "-o", source.with_name(source.name + ".onnx"))
     else:
-        next_command("evaluate", source, "--data", "DIR")
+        next_command("evaluate", source, "--data", "DIR", "-o", source.with_suffix(".json"))
 
 
 def _text(source: Path, result: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from typing import Any, final
 
 import click
 
+from fimaq.toolchain.recipe_fields import nearest
+
 from .errors import JSON, report
 from .options import debug_option, example
 
@@ -34,6 +36,14 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order a person would use them."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was typed; a near miss is answered with the name that was meant."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}.{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
@@ -65,7 +75,7 @@ class LazyGroup(click.Group):
             report(error, ctx.meta)
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (turned into a message and an exit code)
-            raise click.exceptions.Exit(report(error, ctx.meta)) from None
+            raise click.exceptions.Exit(report(error, ctx.meta, ctx.invoked_subcommand)) from None
 
 
 @click.command(

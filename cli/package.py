@@ -62,7 +62,7 @@ def command(source: Path, target: str, out: Path, name: str | None, **options: A
     except ImportError as error:
         raise EnvironmentProblem(
             f"what serving needs is not installed ({error}), and a model is packaged as it is served. "
-            "pip install 'fimaq-tool[serve]'"
+            "In the checkout: pip install '.[serve]'"
         ) from error
     with library_output():
         result = package(source, out, TARGETS[target](**chosen), name=name, force=options["force"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .options import FILE, debug_option, example, force_option, json_option, option
-from .output import emit, library_output, size
+from .output import emit, library_output, next_command, size
 
 
 @click.command(
@@ -29,4 +29,9 @@ def command(sources: tuple[Path, ...], out: Path, force: bool, as_json: bool) ->
 
         result = write_report(sources, out, force=force)
     shown = f"{len(result['runs'])} run(s), {len(result['results'])} result(s)"
-    emit(result, as_json, f"{out}: {shown}, {size(result['bytes'])}")
+    emit(result, as_json, f"{out}: {shown}, {size(result['bytes'])}; open it in a browser")
+    if result["results"]:
+        baseline = result["results"][0] if len(result["results"]) > 1 else "FLOAT.json"
+        next_command("gate", "--baseline", baseline, "--candidate", result["results"][-1])
+    else:
+        next_command("export", result["runs"][0], "-o", f"{result['runs'][0]}.onnx")

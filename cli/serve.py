@@ -61,7 +61,7 @@ def command(source: Path, as_json: bool, **options: Any) -> None:
         from fimaq.deploy.serve.logs import set_up
     except ImportError as error:
         raise EnvironmentProblem(
-            f"what serving needs is not installed ({error}). pip install 'fimaq-tool[serve]'"
+            f"what serving needs is not installed ({error}). In the checkout: pip install '.[serve]'"
         ) from error
     log_format, log_level = options.pop("log_format"), options.pop("log_level")
     limits = Limits(

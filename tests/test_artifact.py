@@ -139,7 +139,7 @@ def test_the_destination_can_be_checked_beforehand(tmp_path, run):
 @pytest.mark.parametrize("parent", ["a-file", "/proc/fimaq"])
 def test_an_unwritable_place_is_refused_with_a_next_step(tmp_path, parent):
     (tmp_path / "a-file").write_text("")
-    with pytest.raises(InputError, match=r"could not be written .* Free some space or give a writable folder"):
+    with pytest.raises(InputError, match=r"could not be written .* Free some space, then --resume; or give"):
         make().save(tmp_path / parent / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 

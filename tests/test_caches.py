@@ -31,6 +31,7 @@ from fimaq.toolchain.families import QuantModel, wrap
 from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.quantize import QuantizeRequest, quantize
 from fimaq.toolchain.recipe import Recipe
+from fimaq.toolchain.reconstruct import estimate as estimating
 from fimaq.toolchain.reconstruct import place, reconstruct, store
 from fimaq.toolchain.reconstruct.block import reconstruct_block
 from fimaq.toolchain.reconstruct.cache import BlockCache, BlockInputs
@@ -277,6 +278,24 @@ def test_an_estimate_leaves_the_model_as_it_was():
     assert estimate.probes == 2 * 4 * 17 * 32 * 4
 
 
+@pytest.mark.usefixtures("_fused_attention")
+def test_rounding_to_nearest_takes_what_its_search_takes_and_no_step(monkeypatch):
+    """However few images reconstruction would have: without steps nothing is probed."""
+    monkeypatch.setattr(estimating, "_search", lambda layers: 0)  # else a model as small as this has no other part
+    rounded = recipe().with_overrides(iters=0)
+    found = estimate_memory(vit(1), (3, 16, 16), rounded, 4)
+    assert estimate_memory(vit(1), (3, 16, 16), rounded.with_overrides(recon_samples=1), 4) == found
+    assert found.search == estimate_memory(vit(1), (3, 16, 16), recipe(), 4).search
+    assert (found.step, found.fisher, found.probes) == (0, 0, 0)
+
+
+def test_rounding_to_nearest_runs_with_fewer_images_than_fisher_would_have(request_):
+    rounded = recipe().with_overrides(iters=0, recon_samples=2)
+    assert rounded.fisher.samples > rounded.reconstruct.samples
+    rows = quantize(replace(request_, recipe=rounded))["blocks"]
+    assert [row["loss_last"] for row in rows] == [None] * len(rows)
+
+
 # ---------------------------------------------------------------- the choice
 
 ESTIMATE = MemoryEstimate(50 * MB, caches=1000 * MB, probes=100 * MB, fisher=10 * MB, step=200 * MB, search=90 * MB)
@@ -354,6 +373,7 @@ def test_a_dry_run_says_what_the_run_would_take():
     result = invoke("demo_vit", "--cache", "ram", "--recon-samples", "900000000")
     assert result.exit_code == 5
     assert "--cache ram does not fit" in result.stderr
+    assert invoke("demo_vit", "--recipe", "fast", "--recon-samples", "16", "--iters", "0").exit_code == 0
     assert invoke("demo_vitt").exit_code == 4
     assert invoke("demo_vit", "--cache", "tape").exit_code == 2
 

@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fimaq.cli.errors import EXIT_INTERNAL, EXIT_INTERRUPTED
+from fimaq.cli.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, report
 from fimaq.cli.main import COMMANDS, cli
 from fimaq.cli.options import typed
 from fimaq.cli.progress import BarProgress, LineProgress
@@ -115,7 +117,7 @@ def exported(monkeypatch, tmp_path):
 
     def export_float(model, out, **options):
         fake.calls.append(("float", model, out, options))
-        return {"onnx": str(out), "target": "float", "opset": 21, "bytes": 10}
+        return {**EXPORTED, "onnx": str(out), "target": "float", "layers": {"integer": 0, "float": 0}}
 
     fake.export_run, fake.export_float = export_run, export_float
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
@@ -300,7 +302,8 @@ def test_every_error_has_its_exit_code_and_a_message_without_traceback(quantized
     result = invoke("quantize", "demo_vit", "--data", "d", "-o", "r")
     assert result.exit_code == code
     assert result.stdout == ""
-    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    verdict = isinstance(error, GateFailed | GateInconclusive)
+    assert result.stderr.splitlines()[-1].startswith("Error: ") != verdict
     assert str(error) in result.stderr or isinstance(error, KeyboardInterrupt | PermissionError)
     assert "Traceback" not in result.stderr
     in_json = invoke("quantize", "demo_vit", "--data", "d", "-o", "r", "--json")
@@ -322,7 +325,41 @@ def test_a_package_that_is_not_installed_is_named_and_no_bug(quantized):
     quantized.outcome = ModuleNotFoundError("No module named 'torch'", name="torch")
     result = invoke("quantize", "demo_vit", "--data", "d", "-o", "r")
     assert result.exit_code == 5
-    assert result.stderr.splitlines()[-1] == "Error: the package torch is not installed here. pip install fimaq-tool"
+    message = "Error: the package torch is not installed here. In the checkout: pip install ."
+    assert result.stderr.splitlines()[-1] == message
+
+
+def test_a_place_that_cannot_be_written_is_named_without_numbers(quantized):
+    quantized.outcome = PermissionError(13, "Permission denied", "/run")
+    result = invoke("quantize", "demo_vit", "--data", "d", "-o", "r")
+    assert "Error: Permission denied: /run. Free some space, or use a place you may write to." in result.stderr
+
+
+def test_a_machine_without_a_temporary_folder_is_no_bug(quantized, monkeypatch):
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)  # Python's own words
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    quantized.outcome = caught.value
+    result = invoke("quantize", "demo_vit", "--data", "d", "-o", "r")
+    assert result.exit_code == 5
+    assert "No usable temporary directory found in" in result.stderr
+    assert result.stderr.rstrip().endswith("Free some space or set TMPDIR.")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("quantize", "the same command with --resume goes on after the last finished block."),
+        ("sweep", "type the same command again to go on."),
+        ("demo", "the same command with --force starts anew."),
+        ("evaluate", "no output was written."),
+        (None, "no output was written."),
+    ],
+)
+def test_who_interrupts_a_command_hears_what_is_left_of_it(command, message, capsys):
+    assert report(KeyboardInterrupt(), {}, command) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == f"Error: interrupted; {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +382,8 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(quantized, words, env
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["frobnicate"], "No such command"),
+        (["frobnicate"], "No such command 'frobnicate'."),
+        (["quantise"], "No such command 'quantise'. Did you mean 'quantize'?"),
         (["quantize", "demo_vit", "--frob"], "No such option"),
         (["quantize", "demo_vit", "-o", "r"], "Missing option '--data'"),
         (["quantize", "demo_vit", "--data", "d"], "Missing option '-o' / '--out'"),
@@ -360,7 +398,14 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(quantized, words, env
         (["quantize", "demo_vit", "--data", "d", "-o", "a/swin.txt"], "wanted a folder for the run. Give -o a/swin;"),
         (["quantize", "demo_vit", "--data", "d", "-o", "swin.ONNX"], "is the name of a file"),
         (["quantize", "demo_vit", "-o", "swin.onnx", "--dry-run"], "is the name of a file"),
-        (["quantize", "demo_vit", "--data", "d", "-o", "r", "--recon-samples", "4"], "at most the 4 images"),
+        (
+            ["quantize", "demo_vit", "--data", "d", "-o", "r", "--recon-samples", "4"],
+            "Lower it too: --batch-size 4, or raise",
+        ),
+        (
+            ["quantize", "demo_vit", "--data", "d", "-o", "r", "--recon-samples", "64"],
+            "at most the 64 images of reconstruction, of which they are the first. Lower it too: --fisher-samples 64,",
+        ),
         (
             ["quantize", "demo_vit", "--data", "d", "-o", ""],
             "the path is empty; wanted a name. Is a shell variable unset?",
@@ -414,6 +459,39 @@ def test_unusable_input_exits_4(words, message, tmp_path, monkeypatch):
     assert result.stdout == ""
 
 
+def test_a_path_that_is_not_there_is_not_taken_for_a_model():
+    result = invoke("export", "runs/absent", "-o", "m.onnx")
+    assert result.stderr == (
+        "Error: there is no run folder runs/absent; wanted the -o folder of `fimaq-tool quantize`.\n"
+    )
+
+
+@pytest.mark.parametrize("parent", ["a-file", "/proc/fimaq"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "absent.onnx", "--data", "d", "-o", "{}/r.json"],
+        ["bench", "absent.onnx", "-o", "{}/b.json"],
+        ["export", "absent", "--float", "-o", "{}/m.onnx"],
+        ["report", "absent", "-o", "{}/r.html"],
+        ["gate", "--baseline", "a.json", "--candidate", "b.json", "--junit", "{}/j.xml"],
+        ["demo", "-o", "{}/demo"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(words, parent, tmp_path, monkeypatch):
+    """Before the inputs, which are not there, are looked for."""
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    result = invoke(*(word.format(parent) for word in words))
+    assert result.exit_code == 4
+    option = "--junit" if "--junit" in words else "-o"
+    assert re.search(
+        rf"Error: {parent}/\S+ cannot be written: \S+: .*\. Free some space or give another {option}\.", result.stderr
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+
 def test_ctrl_c_ends_a_real_process_with_130_and_a_message():
     code = """
 import signal, sys, time, types
@@ -435,8 +513,7 @@ main()
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert json.loads(stdout)["error"]["exit_code"] == 130
-    assert stderr.startswith("Error: interrupted. `quantize` goes on")
-    assert "--resume" in stderr
+    assert stderr == "Error: interrupted; the same command with --resume goes on after the last finished block.\n"
 
 
 # --- streams
@@ -721,9 +798,20 @@ def test_export_says_in_words_what_was_checked(exported):
     )
 
 
+def test_float_kernels_of_onnx_runtime_are_not_held_against_another_runtimes_file(exported):
+    exported.export_run = lambda *_, **__: EXPORTED | {"target": "qnn", "layers": {"integer": 0, "float": 50}}
+    text = invoke("export", "run", "--target", "qnn", "-o", "m.onnx").stdout
+    assert text.splitlines()[1] == (
+        "layers in ONNX Runtime on this CPU: 0 integer, 50 float; the runtime it is for has kernels of its own"
+    )
+
+
 def test_export_claims_no_codes_for_a_float_model(exported):
-    exported.export_float = lambda *_, **__: EXPORTED | {"parity": EXPORTED["parity"] | {"codes_equal": None}}
+    found = EXPORTED | {"target": "float", "parity": EXPORTED["parity"] | {"codes_equal": None}}
+    exported.export_float = lambda *_, **__: found
     text = invoke("export", "demo_vit", "--float", "-o", "m.onnx").stdout
+    assert "layers" not in text
+    assert "checked on 8 random images: torch" in text
     assert text.splitlines()[-1].endswith("the logits' signal-to-noise ratio is 40.2 dB")
 
 
@@ -746,6 +834,27 @@ def test_evaluate_in_words(model, images):
     text = invoke("evaluate", model, "--data", images, "--limit", 3).stdout
     assert "top-1 100.00 %" in text
     assert "3 images" in text
+
+
+def test_after_a_result_comes_the_gate_and_not_inspect_again(model, images, tmp_path, monkeypatch):
+    said: list[tuple[Any, ...]] = []
+    for name in ("evaluate", "inspect", "report"):
+        monkeypatch.setattr(f"fimaq.cli.{name}.next_command", lambda *words: said.append(words))
+    out = tmp_path / "result.json"
+    for words in (
+        ["evaluate", model, "--data", images],
+        ["inspect", model],
+        ["evaluate", model, "--data", images, "-o", out],
+        ["report", out, "-o", tmp_path / "r.html"],
+    ):
+        assert invoke(*words).exit_code == 0
+    gate = ("gate", "--baseline", "FLOAT.json", "--candidate")
+    assert said == [
+        ("inspect", model),
+        ("evaluate", model, "--data", "DIR", "-o", model.with_suffix(".json")),
+        (*gate, out),
+        (*gate, str(out)),
+    ]
 
 
 def test_evaluate_refuses_an_existing_result_before_the_work(model, images, tmp_path):

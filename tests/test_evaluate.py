@@ -340,7 +340,7 @@ METADATA = {"fimaq.preprocessing": PREPROCESSING.to_json(), "fimaq.classes": jso
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, r"does not carry fimaq\.preprocessing.*not written by this tool.*fimaq-tool export"),
+        ({}, r"does not carry fimaq\.preprocessing.*not written by this tool.*fimaq-tool export, or set that key"),
         ({**METADATA, "fimaq.format": "2"}, r"fimaq\.format '2'.*Upgrade"),
         ({**METADATA, "fimaq.preprocessing": "{}"}, "preprocessing"),
         ({**METADATA, "fimaq.classes": "[]"}, r"fimaq\.classes"),

@@ -207,7 +207,12 @@ def test_markdown_names_models_images_and_flips():
     [
         ([PASSED], "fimaq-tool gate update"),
         ([FAILED, UNDECIDED], "more bits or a longer recipe"),
-        ([UNDECIDED], "about 2,900 images"),
+        ([UNDECIDED], "Evaluate both models on about 2,900 images"),
+        ([replace(UNDECIDED, images_needed=13_000)], "Evaluate both models on about 13,000 images"),
+        (
+            [replace(UNDECIDED, images_needed=13_001)],
+            "all but at the limit: raise the limit (`--max-drop`), or quantize",
+        ),
         ([replace(UNDECIDED, images_needed=None)], "too close to the limit"),
     ],
 )
@@ -243,7 +248,7 @@ def test_text_has_the_verdict_a_line_per_rule_the_reasons_and_what_to_do_next():
         "against float: 75 images newly wrong, 20 newly right, exact McNemar p 1.2e-08",
         f"warning: {WARNING}",
         "what next: Evaluate both models on about 2,900 images: at the rates seen here, that many decide. Or raise the "
-        "limit in gate.toml.",
+        "limit (--max-drop).",
     ]
 
 

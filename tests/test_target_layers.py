@@ -123,9 +123,7 @@ def in_openvino(content: bytes, arrays: list[np.ndarray]) -> tuple[np.ndarray, s
     """Result and the primitive types of the products."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        openvino = pytest.importorskip(
-            "openvino", reason="openvino is not installed: pip install 'fimaq-tool[openvino]'"
-        )
+        openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(openvino.Core().read_model(content), "CPU", options)
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]

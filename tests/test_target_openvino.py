@@ -20,7 +20,7 @@ from fimaq.toolchain.runtime import open_session
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'fimaq-tool[openvino]'")
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
 
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")

@@ -66,8 +66,8 @@ class Artifact:
                     (written / name).write_bytes(content)
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"run folder {folder} could not be written ({error}); nothing was left there. "
-                "Free some space or give a writable folder with -o."
+                f"run folder {folder} could not be written ({error}); it is as it was, and finished blocks are kept. "
+                "Free some space, then --resume; or give a writable folder with -o."
             ) from error
         return type(self)(manifest, self.tensors)
 

@@ -28,7 +28,7 @@ from .files import write_whole
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, elsewhere
 
 IDENTITY = "identity.json"
 

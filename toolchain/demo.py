@@ -11,6 +11,7 @@ from .errors import InputError
 from .evaluate import EvalResult, OrtPredictor, evaluate
 from .evaluate.torch_backend import TorchPredictor
 from .export import export_float, export_run
+from .files import check_writable
 from .progress import Progress, Titled
 from .quantize import QuantizeRequest, quantize
 from .recipe import Recipe, load_recipe
@@ -28,10 +29,11 @@ def run_demo(folder: Path, *, device: str, force: bool, progress: Progress) -> d
 
     Accuracies are on the 797 held-out digits. ``fimaq_top1`` is the fake-quantized torch model, every other figure
     ONNX Runtime; ``agreement`` is the share of images on which those two predict the same. Raises InputError where
-    the folder is not empty, unless ``force``.
+    the folder is not empty, unless ``force``, or cannot be written.
     """
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists. Give another -o, or --force to replace what the demo wrote there.")
+    check_writable(folder / "digits")
     data = materialise(folder / "digits")
     models = {name: _one(name, folder, data, device, force, progress) for name in DEMO_MODELS}
     first = models[FIRST]

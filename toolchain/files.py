@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +15,24 @@ from .errors import InputError
 
 
 def check_free(out: Path, force: bool, option: str = "-o") -> None:
-    """Raise InputError for an output, given by ``option``, that exists (unless ``force``) or cannot be a file."""
+    """Raise InputError for an output, given by ``option``, that exists (unless ``force``) or cannot be a file there."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; wanted the name of a file. Give {option} FILE.")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Give another {option}, or --force to replace it.")
+    check_writable(out, option)
+
+
+def check_writable(out: Path, option: str = "-o") -> None:
+    """Raise InputError where no file can be made beside ``out``, or in what is there of the folders above it."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written: {folder}: {error.strerror}. Free some space or give another {option}."
+        ) from error
 
 
 @contextmanager

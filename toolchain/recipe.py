@@ -14,7 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, final
 
 from .errors import InputError, UsageError
-from .recipe_fields import Bits, Checked, Count, CountOrZero, Positive, Range, Seed, Share, Weight, nearest, refuse
+from .recipe_fields import (
+    Bits,
+    Checked,
+    Count,
+    CountOrZero,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Weight,
+    nearest,
+    refuse,
+    refuse_beside,
+)
 
 FisherKind = Literal["dplr", "low-rank", "rank-one", "diagonal", "brecq", "mse"]
 InputGranularity = Literal["tensor", "token"]
@@ -114,7 +127,8 @@ class ReconstructConfig(Checked):
     def check_together(self) -> None:
         """Refuse a batch larger than the sample and a beta that grows."""
         if self.iterations > 0 and self.batch_size > self.samples:
-            raise refuse("reconstruct.batch_size", self.batch_size, f"at most the {self.samples} images it draws from")
+            why = f"the {self.samples} images it draws from"
+            raise refuse_beside("reconstruct.batch_size", self.batch_size, self.samples, why, "reconstruct.samples")
         if self.beta_end > self.beta_start:
             raise refuse("reconstruct.beta_end", self.beta_end, f"at most beta_start, {self.beta_start:g}")
 
@@ -138,8 +152,9 @@ class Recipe(Checked):
         if not self.name or not self.name.isprintable():
             raise refuse("name", self.name, "a name of printable characters")
         if self.reconstruct.iterations > 0 and self.fisher.samples > self.reconstruct.samples:
-            wanted = f"at most the {self.reconstruct.samples} images of reconstruction, of which they are the first"
-            raise refuse("fisher.samples", self.fisher.samples, wanted)
+            limit = self.reconstruct.samples
+            why = f"the {limit} images of reconstruction, of which they are the first"
+            raise refuse_beside("fisher.samples", self.fisher.samples, limit, why, "reconstruct.samples")
 
     def with_overrides(
         self,

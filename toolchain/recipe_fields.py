@@ -71,6 +71,12 @@ def refuse(field: str, got: object, wanted: str) -> UsageError:
     return UsageError(f"recipe field {field}{option}: got {got!r}, wanted {wanted}.")
 
 
+def refuse_beside(field: str, got: int, limit: int, why: str, limited_by: str) -> UsageError:
+    """The error for one field that another one limits; it may be that only the other one was typed."""
+    lower = f"Lower it too: {OPTION_OF[field]} {limit}, or raise {OPTION_OF[limited_by]}."
+    return UsageError(f"{refuse(field, got, f'at most {why}')} {lower}")
+
+
 @dataclass(frozen=True)
 class Checked:
     """Abstract base of the recipe's tables: every field is checked against its annotation when made."""

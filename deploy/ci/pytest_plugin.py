@@ -44,7 +44,8 @@ def check_accuracy(
     from fimaq.toolchain.errors import FimaqError
 
     try:
-        report = run_gate(Path(candidate), _configured(config, baselines or {}, max_drop))
+        rules = _configured(config, baselines or {}, max_drop)
+        report = run_gate(Path(candidate), rules, configured=config is not None)
     except FimaqError as error:
         raise pytest.fail.Exception(f"accuracy gate: {error}", pytrace=False) from None
     for warning in report.warnings:

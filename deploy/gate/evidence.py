@@ -46,6 +46,8 @@ def read_evidence(path: Path, figures_suffice: bool = False) -> Evidence:
     With ``figures_suffice`` a result whose npz is not there is read, too. Raises InputError for whatever is missing,
     damaged, changed or contradicts itself.
     """
+    if path.suffix == ".npz":
+        raise InputError(f"{path} holds predictions; wanted the result they are of. Give {path.with_suffix('.json')}.")
     if figures_suffice and not path.with_suffix(".npz").exists():
         figures = read_figures(path)
         dataset = DatasetRef(**figures["dataset"])

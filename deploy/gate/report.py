@@ -96,7 +96,8 @@ class GateReport:
     """Every rule's result. ``n`` images were compared; ``confidence`` is that of the two-sided intervals.
 
     ``baselines`` are in the order they were given, which makes the first the one ``flips`` and ``mcnemar_p`` speak of.
-    ``warnings`` are sentences a person must see whatever the verdict.
+    ``warnings`` are sentences a person must see whatever the verdict. ``configured``: the rules are those of a
+    gate.toml, as opposed to options alone.
     """
 
     candidate: EvidenceSummary
@@ -105,6 +106,7 @@ class GateReport:
     policy: Policy
     confidence: float
     warnings: tuple[str, ...] = ()
+    configured: bool = False
 
     @property
     def verdict(self) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fimaq.toolchain.errors import UsageError
@@ -15,8 +16,8 @@ from .rules import RULES
 from .statistics import mcnemar
 
 
-def run_gate(candidate: Path, config: GateConfig) -> GateReport:
-    """Judge the candidate's RESULT.json against the baselines' of the configuration.
+def run_gate(candidate: Path, config: GateConfig, *, configured: bool = False) -> GateReport:
+    """Judge the candidate's RESULT.json against the baselines' of the configuration; was it read from a gate.toml?
 
     A baseline that has lost its RESULT.npz is compared without pairing, unless ``require_paired``; the candidate was
     evaluated just now and needs its own. Raises InputError for evidence that is missing, damaged, or not of the same
@@ -29,7 +30,7 @@ def run_gate(candidate: Path, config: GateConfig) -> GateReport:
     report = judge(read_evidence(candidate), baselines, config)
     if not report.rules:
         raise UsageError("no rule has anything to compare. Give --baseline RESULT.json, or set a floor in gate.toml.")
-    return report
+    return replace(report, configured=configured)
 
 
 def judge(candidate: Evidence, baselines: Mapping[str, Evidence], config: GateConfig) -> GateReport:

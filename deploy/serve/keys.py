@@ -28,8 +28,9 @@ class Keys:
             raise InputError(f"keys {path} cannot be read ({error}); wanted a text file. Correct --keys.") from error
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys or min(map(len, keys)) < SHORTEST:
+            found = f"a key of {min(map(len, keys))} characters" if keys else "no key"
             raise InputError(
-                f"keys {path} holds {len(keys)} keys; wanted at least one, each of {SHORTEST} characters or more. "
+                f"keys {path} holds {found}; wanted at least one, each of {SHORTEST} characters or more. "
                 "Make one: openssl rand -hex 32."
             )
         self._digests = [_digest(key) for key in keys]

@@ -40,7 +40,8 @@ def test_a_verdict_has_its_exit_code(folder, candidate, verdict, code):
     result = invoke("--baseline", "float=float.json", "--candidate", f"{candidate}.json", "--json")
     assert result.exit_code == code
     assert json.loads(result.stdout)["verdict"] == verdict
-    assert ("Error:" in result.stderr) == (code != 0)
+    assert "Error:" not in result.stderr
+    assert ("the gate" in result.stderr) == (code != 0)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_a_verdict_has_its_exit_code(folder, candidate, verdict, code):
         ),
         (["--baseline", "float.json", "--candidate", "good.json", "--config", "none.toml"], 4, "gate init"),
         (["--baseline", "float.json", "--candidate", "good.json", "--junit", "float.json"], 4, "Give another --junit"),
+        (["--baseline", "float.npz", "--candidate", "good.json"], 4, "float.npz holds predictions; wanted the result"),
         (["--candidate", "good.json", "init"], 2, "--candidate stands before init"),
         (["frob"], 2, "No such command 'frob'"),
     ],
@@ -115,6 +117,41 @@ def test_the_table_says_what_was_found_and_why(folder):
     assert "against float: 100 images newly wrong, 0 newly right, exact McNemar p 1.6e-30" in result.stdout
     assert "accuracy gate: fail on 1,000 images, policy strict, 90 % intervals" in result.stdout
     assert "the gate failed: top1 vs float" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("candidate", "configured", "words"),
+    [
+        ("bad", False, "raise the limit (--max-drop) and say why"),
+        ("bad", True, "raise the limit in gate.toml and say why"),
+        ("unsure", False, "Raise the limit (--max-drop), or quantize"),
+        ("good", False, "name one (release) in gate.toml (fimaq-tool gate init writes it) and run"),
+        ("good", True, "To make this candidate the next baseline, run fimaq-tool gate update."),
+    ],
+)
+def test_the_advice_is_for_who_has_a_gate_toml_or_none(folder, candidate, configured, words):
+    if configured:
+        (folder / "gate.toml").write_text("[baselines]\nrelease = 'float.json'\n")
+    baseline = [] if configured else ["--baseline", "release=float.json"]
+    said = invoke(*baseline, "--candidate", f"{candidate}.json").stdout.splitlines()[-1]
+    assert said.startswith("what next: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("candidate", "configured", "wanted"),
+    [("good", True, "gate"), ("good", False, "serve"), ("unsure", False, "inspect"), ("bad", False, "inspect")],
+)
+def test_the_next_command_is_one_that_works(folder, monkeypatch, candidate, configured, wanted):
+    """`gate update` needs a release in gate.toml; images are worth it where not many more are needed."""
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr("fimaq.cli.gate.next_command", lambda *words: said.append(words))
+    if configured:
+        (folder / "gate.toml").write_text("[baselines]\nrelease = 'float.json'\n")
+    invoke(*([] if configured else ["--baseline", "float.json"]), "--candidate", f"{candidate}.json")
+    assert [words[0] for words in said] == [wanted]
+    if wanted == "gate":
+        assert invoke(*map(str, said[0][1:])).exit_code == 0
 
 
 def test_an_unpaired_comparison_is_said_loudly(folder):

@@ -236,4 +236,4 @@ def test_without_the_servers_packages_it_says_what_to_install(model, tmp_path):
     typed = ["package", str(model), "--target", "docker", "-o", str(tmp_path / "out")]
     ran = subprocess.run([sys.executable, "-c", script, *typed], capture_output=True, text=True)
     assert ran.returncode == 5
-    assert "pip install 'fimaq-tool[serve]'" in ran.stderr
+    assert "pip install '.[serve]'" in ran.stderr

@@ -24,9 +24,10 @@ def test_ticks_are_round_even_and_on_the_axis(values, most):
     assert 1 <= len(ticks) <= most + 1
     assert all(-1e-6 <= axis.at(tick) <= 100 + 1e-6 for tick in ticks)
     if len(ticks) > 1:
-        step = ticks[1] - ticks[0]
-        leading = step / 10 ** math.floor(math.log10(step * (1 + 1e-9)))
-        assert min(abs(leading - nice) for nice in (1, 2, 5)) < 1e-3
+        found = ticks[1] - ticks[0]
+        power = 10.0 ** math.floor(math.log10(found * (1 + 1e-6)))
+        step = power * min((1, 2, 5), key=lambda nice: abs(found / power - nice))
+        assert found == pytest.approx(step, rel=1e-3)
         assert all(tick / step == pytest.approx(round(tick / step), abs=1e-6) for tick in ticks)
 
 

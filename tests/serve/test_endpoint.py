@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -289,6 +290,15 @@ def test_a_server_that_fails_is_not_taken_for_corrupt_images(plain, toy_file, fo
     done = evaluate(toy_file, *words)
     assert done.exit_code == 5
     assert "answers 500: no tensor" in done.stderr
+
+
+def test_a_server_without_models_is_told_to_load_one(start, toy, folder, tmp_path):
+    toy.write(tmp_path / "models" / "one.onnx")
+    server = start(tmp_path / "models", "--admin")
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/v2/repository/models/one/unload", b"{}"))
+    done = evaluate("--endpoint", server.url, "--data", folder)
+    assert done.exit_code == 4
+    assert "serves no model. Load one: POST /v2/repository/models/NAME/load" in done.stderr
 
 
 def test_a_server_that_tells_nothing_needs_the_file(plain, folder):

@@ -238,9 +238,9 @@ def test_only_who_has_a_key_comes_in(start, toy_file, key_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds 0 keys"),
-        (b"# only a comment, though a long one\n", "holds 0 keys"),
-        (b"short\n", "each of 16 characters or more"),
+        (b"", "holds no key; wanted at least one"),
+        (b"# only a comment, though a long one\n", "holds no key"),
+        (b"long enough for a key\nshort\n", "holds a key of 5 characters; wanted .* each of 16 characters or more"),
         (b"\xff\xfe\n", "cannot be read"),
         (None, "cannot be read"),
     ],

@@ -35,6 +35,13 @@ def test_options_change_the_recipe(plan):
     assert (recipe.calibrate.samples, recipe.seed, recipe.reconstruct.iterations) == (5, 9, 7)
 
 
+def test_rounding_to_nearest_may_have_fewer_images_than_fisher_would(plan):
+    few = ONE + "recon-samples = 16\n"
+    assert load_plan(plan(few + "iters = 0\n")).configurations[0].recipe.reconstruct.samples == 16
+    with pytest.raises(UsageError, match="Lower it too: --fisher-samples 16, or raise --recon-samples"):
+        load_plan(plan(few))
+
+
 def test_paths_are_relative_to_the_plan_and_options_come_first(plan, folder):
     loaded = load_plan(plan(ONE))
     assert (loaded.calib, loaded.val) == (str(folder / "calib"), str(folder / "val"))

@@ -162,9 +162,11 @@ class EndpointPredictor:
 
 def _only_model(server: Server) -> str:
     names: list[str] = sorted({entry["name"] for entry in server.post("/repository/index", {"ready": True})})
-    if len(names) != 1:
+    if not names:
+        raise InputError(f"{server.url} serves no model. Load one: POST /v2/repository/models/NAME/load.")
+    if len(names) > 1:
         raise InputError(
-            f"{server.url} serves {len(names)} models ({', '.join(names[:6]) or 'none'}); wanted one. Name it: --model."
+            f"{server.url} serves {len(names)} models ({', '.join(names[:6])}); wanted one. Name it: --model."
         )
     return names[0]
 

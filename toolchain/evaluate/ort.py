@@ -22,6 +22,9 @@ FORMAT, PREPROCESSING, CLASSES = "fimaq.format", "fimaq.preprocessing", "fimaq.c
 
 KNOWN_FORMAT = "1"
 
+EXAMPLE = Preprocessing(224, 224, 0.9, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""What many models of ImageNet take, to show the form."""
+
 FLOAT = "tensor(float)"
 KINDS: Mapping[str, InputKind] = {FLOAT: "float", "tensor(uint8)": "uint8"}
 """How images are taken, by ONNX Runtime's name of the input's type."""
@@ -79,7 +82,8 @@ class OrtPredictor:
         if PREPROCESSING not in self.metadata:
             raise InputError(
                 f"{self.model} does not carry {PREPROCESSING} in its metadata, so how images become its input is not "
-                "known; it was not written by this tool, or something removed it. Export it with fimaq-tool export."
+                "known; it was not written by this tool, or something removed it. Export it with fimaq-tool export, or "
+                f"set that key in its metadata_props to what holds, as in {EXAMPLE.to_json()}."
             )
         return Preprocessing.from_json(self.metadata[PREPROCESSING])
 

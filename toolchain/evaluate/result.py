@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, UsageError
-from ..files import write_whole
+from ..files import check_free, write_whole
 from .figures import FORMAT_VERSION, read_figures, sealed
 
 UNREADABLE = (
@@ -184,12 +184,12 @@ def _read_arrays(arrays: Path, result: Path) -> Predictions:
 def check_result_path(path: Path | str, force: bool) -> Path:
     """The path a result may be saved to; call it before the work, too.
 
-    Raises UsageError for a name that does not end in .json, InputError where something exists and ``force`` is off.
+    Raises UsageError for a name that does not end in .json, InputError where something exists and ``force`` is off, and
+    where nothing can be written.
     """
     path = Path(path)
     if path.suffix != ".json":
         raise UsageError(f"result {path} does not end in .json; RESULT.npz is written beside it. Correct -o.")
     for file in (path, path.with_suffix(".npz")):
-        if file.exists() and not force:
-            raise InputError(f"{file} exists. Give another -o, or --force to replace it.")
+        check_free(file, force)
     return path

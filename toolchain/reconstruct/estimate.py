@@ -65,11 +65,11 @@ class MemoryEstimate:
 @final
 @dataclass(frozen=True)
 class _Needs:
-    """Peaks of one block, as ``fixed + images * each`` bytes."""
+    """Peaks of one block, as ``fixed + images * each`` bytes; of a recipe without steps only ``forward``'s."""
 
+    forward: tuple[int, int]
     step: tuple[int, int]
     probe: tuple[int, int]
-    forward: tuple[int, int]
     search: int
     """Bytes of a scale search of its layers."""
     output: int
@@ -119,7 +119,8 @@ def _at(line: tuple[int, int], images: int) -> int:
 
 def _blocks(model: QuantModel, input_size: tuple[int, int, int], recipe: Recipe) -> list[_Needs]:
     """Needs of every block; blocks of one shape are run once."""
-    settings = replace(recipe, reconstruct=replace(recipe.reconstruct, iterations=1, batch_size=1))
+    steps = min(1, recipe.reconstruct.iterations)
+    settings = replace(recipe, reconstruct=replace(recipe.reconstruct, iterations=steps, batch_size=1))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *input_size, generator=generator)
     known: dict[object, _Needs] = {}
@@ -168,7 +169,7 @@ def _run(
     y: Tensor,
     generator: torch.Generator,
 ) -> tuple[int, int, int]:
-    """Peak bytes of a step, of a probe and of a forward of block ``number`` for the images ``x``."""
+    """Peak bytes of a forward, of a step and of a probe of block ``number`` for the images ``x``."""
     block = model.blocks[number]
     device = x.device
     # A probe of the first block runs the longest tail, so for the others any tail will do.
@@ -179,6 +180,8 @@ def _run(
         with torch.no_grad():
             block.module(x)
         forward = meter.peak
+        if recipe.reconstruct.iterations == 0:
+            return forward, 0, 0
         _give_grids(layers)
         with learning(layers, recipe.reconstruct.drop_inside, generator) as (weights, drops):
             optimizer = BlockOptimizer(weights, drops, recipe.reconstruct)
@@ -198,7 +201,7 @@ def _run(
                 )
                 loss = objective.loss(output, target, images)
                 optimizer.step(loss, recipe.reconstruct.beta_end)
-            return meter.peak, probe, forward
+            return forward, meter.peak, probe
 
 
 def _short_tail(x: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from typing import final
 NICE = (1, 2, 5, 10)
 """Steps between ticks, times a power of ten."""
 
+SAME = 1e-6
+"""Values whose difference is a smaller part of them are drawn as one."""
+
 
 @final
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def around(values: Iterable[float], start: float, end: float, *, zero: bool = Fa
     """The axis that holds all ``values`` (and 0, with ``zero``), its ends rounded outwards to ticks."""
     known = [*values, 0.0] if zero else list(values)
     low, high = min(known), max(known)
-    if low == high:
+    if high - low <= SAME * max(abs(low), abs(high)):
         low, high = (low - 1, high + 1) if not zero else (min(low, 0.0), max(high, 1.0))
     step = _nice_step(high - low, 4)
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end)

@@ -17,7 +17,7 @@ from ..distributed.launch import read_launch
 from ..errors import FimaqError, InputError, UsageError
 from ..evaluate import OrtPredictor, evaluate
 from ..export import export_float, export_run
-from ..files import write_whole
+from ..files import check_writable, write_whole
 from ..progress import NullProgress, Progress, Titled
 from ..quantize import QuantizeRequest, pick_device, quantize
 from .pareto import pareto_plot
@@ -73,6 +73,7 @@ def sweep(
     pick_device(device)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; wanted the folder of the sweep. Give another -o.")
+    check_writable(folder / RESULTS)
     done = read_results(folder / RESULTS)
     facts = {
         name: [source, open_dataset(source, require_labels=False).sample_ids_sha256]
