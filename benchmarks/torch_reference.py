@@ -35,6 +35,8 @@ class TorchReference:
     """``[n]``."""
     logits: np.ndarray
     """``[n, classes]``, in float32."""
+    exact: np.ndarray
+    """The same in float64."""
     floor: np.ndarray
     """``[n]``: whether the float64 copy predicts the same class. Its mean is the noise floor."""
     row: dict[str, Any]
@@ -59,4 +61,4 @@ def torch_reference(run: Path, data: Path, limit: int | None) -> TorchReference:
         "noise_floor": 100 * float(floor.mean()),
         "floor_snr_db": snr_db(single, double),
     }
-    return TorchReference(images, labels, single, floor, row)
+    return TorchReference(images, labels, single, double, floor, row)
