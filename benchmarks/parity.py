@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accuracy import commit
 from tabulate import tabulate
 from torch_reference import logits, torch_reference
 
@@ -44,7 +45,7 @@ def measure(run: Path, data: Path, limit: int | None) -> dict[str, Any]:
     """One row."""
     reference = torch_reference(run, data, limit)
     images, labels, single, floor = reference.images, reference.labels, reference.logits, reference.floor
-    row = dict(reference.row)
+    row = {"commit": commit()} | reference.row
     with tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder, "model.onnx")
         row["codes_equal"] = export_run(run, onnx, images=16, allow_float=True)["parity"]["codes_equal"]
