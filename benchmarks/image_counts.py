@@ -18,6 +18,7 @@ from pathlib import Path
 from markupsafe import Markup
 from tabulate import tabulate
 
+from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.report.axis import Axis, around
 from fimaq.toolchain.report.charts import dot, left_ticks, line, svg, text
 from fimaq.toolchain.report.scatter import standalone
@@ -26,15 +27,22 @@ STEPS = {"Fisher": "fisher-samples", "reconstruction": "recon-samples"}
 
 
 def counted(results: Path) -> dict[str, dict[int, list[float]]]:
-    """Top-1 of the seeds, by step and number of images; runs where both numbers are the usual ones count for both."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    usual = {option: statistics.mode(row["config"][option] for row in rows) for option in STEPS.values()}
+    """Top-1 of the seeds, by step and number of images; runs where both numbers are the usual ones count for both.
+
+    A number that a run's command leaves out is its recipe's. Steps with one number of images are left out.
+    """
+    rows = []
+    for row in map(json.loads, results.read_text().splitlines()):
+        recipe = load_recipe(row["config"]["recipe"])
+        own = {"fisher-samples": recipe.fisher.samples, "recon-samples": recipe.reconstruct.samples}
+        rows.append(own | row["config"] | {"top1": row["top1"]})
+    usual = {option: statistics.mode(row[option] for row in rows) for option in STEPS.values()}
     found: dict[str, dict[int, list[float]]] = {step: defaultdict(list) for step in STEPS}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["seed"]):
         for step, option in STEPS.items():
-            if all(row["config"][other] == usual[other] for other in usual if other != option):
-                found[step][row["config"][option]].append(row["top1"])
-    return found
+            if all(row[other] == usual[other] for other in usual if other != option):
+                found[step][row[option]].append(row["top1"])
+    return {step: counts for step, counts in found.items() if len(counts) > 1}
 
 
 def table(results: Path) -> str:

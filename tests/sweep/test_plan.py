@@ -1,10 +1,13 @@
 """Plans: what they multiply to, what decides a run, and each refusal before the first run."""
 
+from pathlib import Path
+
 import pytest
 
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.sweep.plan import identity, load_plan, run_name
 
+OWN = sorted((Path(__file__).parents[2] / "benchmarks/plans").glob("*.toml"))
 ONE = '[[run]]\nmodel = "a"\nrecipe = "fast-w4a4"\n'
 
 
@@ -119,3 +122,8 @@ def test_a_plan_that_cannot_be_read(plan, folder):
         load_plan(plan("[[run"))
     with pytest.raises(InputError, match=r"gone\.toml does not exist"):
         load_plan(plan(ONE.replace("fast-w4a4", "gone.toml")))
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
+def test_no_run_of_the_benchmarks_is_refused(path):
+    assert load_plan(path, calib="calib", val="val").configurations
