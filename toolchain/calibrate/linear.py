@@ -11,6 +11,8 @@ Each row's error counts relative to the energy of its output. A vision transform
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +32,9 @@ NOTHING = 1e-30
 
 Grid = tuple[Tensor, Tensor]
 """Scale and zero point."""
+
+Cost = Callable[[Tensor], Tensor]
+"""Of a quantized weight ``[o, i]``, the error of each output channel ``[o]``, less what no candidate changes."""
 
 
 def fake_quantize(x: Tensor, grid: Grid, qmax: int) -> Tensor:
@@ -54,8 +59,7 @@ def search_linear(
     and end early when nothing moves.
     """
     options = candidate_grids(weight, WEIGHT_QUANTILE, candidates, weight_spec.qmax, weight_spec.symmetric)
-    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    weight_grid = _best_weight(weight, identity, identity, options, weight_spec.qmax)
+    weight_grid = _best_weight(weight, options, weight_spec.qmax, lambda x: ((x - 2 * weight) * x).sum(1))
     input_options = candidate_grids(
         rows.reshape(1, -1), INPUT_QUANTILE, candidates, input_spec.qmax, input_spec.symmetric
     )
@@ -74,7 +78,8 @@ def search_linear(
             break
         quantized = fake_quantize(rows, input_grid, input_spec.qmax)
         weighted = (weights * quantized).T
-        weight_grid = _best_weight(weight, weighted @ quantized, weighted @ rows, options, weight_spec.qmax)
+        cost = _output_error(weight, weighted @ quantized, weighted @ rows)
+        weight_grid = _best_weight(weight, options, weight_spec.qmax, cost)
     return weight_grid, input_grid
 
 
@@ -90,14 +95,18 @@ def row_weights(outputs: Float[Tensor, "n o"]) -> Float[Tensor, "n 1"]:
     return weights / weights.mean()
 
 
-def _best_weight(weight: Tensor, own: Tensor, cross: Tensor, options: Grid, qmax: int) -> Grid:
-    """Per output channel, the grid with the smallest ``Wq own Wq^T - 2 Wq cross W^T``."""
+def _output_error(weight: Tensor, own: Tensor, cross: Tensor) -> Cost:
+    """``Wq own Wq^T - 2 Wq cross W^T`` of each output channel."""
     target = 2 * (weight @ cross.T)
+    return lambda x: ((x @ own - target) * x).sum(1)
+
+
+def _best_weight(weight: Tensor, options: Grid, qmax: int, cost: Cost) -> Grid:
+    """Per output channel, the grid whose quantized weight costs least."""
     best = torch.full_like(weight[:, 0], torch.inf)
     grid = options[0][0][:, None].clone(), options[1][0][:, None].clone()
     for scale, zero in zip(*options, strict=True):
-        candidate = fake_quantize(weight, (scale[:, None], zero[:, None]), qmax)
-        error = ((candidate @ own - target) * candidate).sum(1)
+        error = cost(fake_quantize(weight, (scale[:, None], zero[:, None]), qmax))
         better = error < best
         best = torch.where(better, error, best)
         grid[0][better], grid[1][better] = scale[better, None], zero[better, None]
