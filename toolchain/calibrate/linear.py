@@ -108,7 +108,7 @@ def _best_weight(weight: Tensor, options: Grid, qmax: int, cost: Cost) -> Grid:
     for scale, zero in zip(*options, strict=True):
         error = cost(fake_quantize(weight, (scale[:, None], zero[:, None]), qmax))
         better = error < best
-        best = torch.where(better, error, best)
+        torch.where(better, error, best, out=best)
         grid[0][better], grid[1][better] = scale[better, None], zero[better, None]
     return grid
 
@@ -126,7 +126,9 @@ def _best_input(rows: Tensor, weights: Tensor, weight: Tensor, quantized: Tensor
         def cost(error: Tensor) -> Tensor:
             return (weights * (error @ gram + cross) * error).sum()
 
-    costs = torch.stack([cost(fake_quantize(rows, grid, qmax) - rows) for grid in grids])
+    costs = rows.new_empty(len(grids))  # a tensor kept from each turn would split the memory that the next one needs
+    for number, grid in enumerate(grids):
+        costs[number] = cost(fake_quantize(rows, grid, qmax) - rows)
     return int(costs.argmin())
 
 

@@ -61,9 +61,9 @@ def _best(rows: Tensor, other: Tensor, quantized: Tensor, options: Grid, per_hea
     rest = rows @ (quantized - other)
     columns = quantized.transpose(-2, -1)
     gram, cross = (quantized @ columns, 2 * (rest @ columns)) if width <= outputs else (None, rest)
-    costs = []
-    for scale, zero in zip(*options, strict=True):
+    costs = torch.empty_like(options[0])  # a tensor kept from each turn would split the memory that the next one needs
+    for number, (scale, zero) in enumerate(zip(*options, strict=True)):
         error = fake_quantize(rows, (scale.view(1, -1, 1, 1), zero.view(1, -1, 1, 1)), qmax) - rows
         product = (error @ gram + cross) * error if gram is not None else (error @ quantized + cross).square()
-        costs.append(product.sum((0, 2, 3)) if per_head else product.sum().reshape(1))
-    return _pick(options, torch.stack(costs).argmin(0))
+        costs[number] = product.sum((0, 2, 3)) if per_head else product.sum()
+    return _pick(options, costs.argmin(0))
