@@ -78,16 +78,27 @@ def filled(
     read: Callable[[QuantLayer, torch.Tensor], UniformQuantizer],
     coded_weight: Callable[[torch.Tensor], CodedWeight],
 ) -> QuantModel:
-    """A model whose layers get quantizers from what they see of four random images.
-
-    ``operand`` makes those of a product's operands, ``read`` that of what another layer reads.
-    """
+    """A model of ``MODELS`` after ``fill_quantizers``."""
     timm_name, kwargs = MODELS[name]
     set_fused_attn(enable=True, experimental=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = wrap(timm.create_model(timm_name, **kwargs), SIZE)
         image = torch.randn(4, *SIZE)
+    return fill_quantizers(model, image, operand, read, coded_weight)
+
+
+def fill_quantizers(
+    model: QuantModel,
+    image: torch.Tensor,
+    operand: Callable[[torch.Tensor], UniformQuantizer],
+    read: Callable[[QuantLayer, torch.Tensor], UniformQuantizer],
+    coded_weight: Callable[[torch.Tensor], CodedWeight],
+) -> QuantModel:
+    """The model, its layers with quantizers from what they see of ``image``.
+
+    ``operand`` makes those of a product's operands, ``read`` that of what another layer reads.
+    """
 
     def fill(layer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if isinstance(layer, QuantMatMul):

@@ -15,7 +15,6 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 from small_runs import CLASSES, PREPROCESSING, SIZE, coded, quantized, save_images, save_run
-from timm.models.swin_transformer import SwinTransformer
 
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import OrtPredictor
@@ -34,6 +33,7 @@ from fimaq.toolchain.export.stored import stored_differences
 from fimaq.toolchain.export.targets import TARGETS
 from fimaq.toolchain.export.tidy import after_lowering, before_lowering
 from fimaq.toolchain.export.trace import trace
+from fimaq.toolchain.export.two_bits import StoreTwoBits
 from fimaq.toolchain.export.unrounded import without_rounding
 from fimaq.toolchain.families import QuantModel
 from fimaq.toolchain.nn import QuantLinear, QuantMatMul, float_layers
@@ -153,25 +153,6 @@ def test_integer_kernels_and_results_survive_a_fixed_batch_and_default_options(c
     onnx.save(proto, tmp_path / "fixed.onnx")
     np.testing.assert_array_equal(open_session(tmp_path / "fixed.onnx").run(None, {"image": image})[0], expected)
     assert layer_kernels(tmp_path / "fixed.onnx") == layer_kernels(tmp_path / "dynamic.onnx")
-
-
-FOR_SPEED = ["PatchesToLinear", "SplitLinear", "KeepReadToken", "FuseIntegerLinear"]
-
-
-@pytest.mark.parametrize("optimize", [True, False], ids=["optimised", "not optimised"])
-@pytest.mark.parametrize("left_out", FOR_SPEED)
-def test_a_pass_for_speed_moves_the_logits_by_the_rounding_of_sums_only(case, left_out, optimize, monkeypatch):
-    model, traced, _ = case
-    image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
-    whole = lowered(traced, "ort-cpu", model)
-    steps = [step for step in TARGETS["ort-cpu"].passes() if type(step).__name__ != left_out]
-    monkeypatch.setattr(OrtCpu, "passes", lambda self: steps)
-    without = lowered(traced, "ort-cpu", model)
-    sessions = [open_session(proto.SerializeToString(), optimize=optimize) for proto in (whole, without)]
-    found, wanted = (session.run(None, {"image": image})[0] for session in sessions)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)  # one code more or less is a hundred times that
-    pooled = isinstance(model.model, SwinTransformer)  # no token to keep
-    assert (whole.graph == without.graph) == (pooled and left_out == "KeepReadToken")
 
 
 def test_a_fused_query_key_value_is_three_products(case):
@@ -353,6 +334,43 @@ def test_bounds_of_an_own_zero_point_that_are_moved_or_missing_are_found_in_the_
     assert list(stored_differences(proto, tensors, bits)) == []
 
 
+def test_bounds_on_codes_without_a_common_zero_point_are_found_in_the_file():
+    model = quantized("vit", 4, "token", "head-token")
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    bounded = [
+        name
+        for name in constants
+        if name.endswith(".zero_points") and f"{name.removesuffix('zero_points')}low" in constants
+    ]
+    assert bounded
+    for name in bounded:
+        kept = numpy_helper.to_array(constants[name])
+        moved = kept.copy()
+        moved[-1] += 1
+        constants[name].CopyFrom(numpy_helper.from_array(moved, name))
+        with pytest.raises(ExportError, match="bounds are set on codes that have no common zero point"):
+            list(stored_differences(proto, tensors, bits))
+        constants[name].CopyFrom(numpy_helper.from_array(kept, name))
+    assert list(stored_differences(proto, tensors, bits)) == []
+
+
+@pytest.mark.parametrize("target", ANY_RECIPE)
+def test_a_grid_that_is_not_rounded_to_is_found_in_the_file(target):
+    model = quantized("vit", 8, "token", "head-token")  # no room for an integer type: bounds and rounding are on floats
+    tensors, bits = run_tensors(model), operand_bits(layer_rows(model))
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), target, model)
+    rounds = [node for node in proto.graph.node if node.op_type == "Round"]
+    assert rounds
+    for node in rounds:
+        node.op_type = "Transpose"  # one that moves nothing
+        with pytest.raises(ExportError, match="is not rounded"):
+            list(stored_differences(proto, tensors, bits))
+        node.op_type = "Round"
+    assert list(stored_differences(proto, tensors, bits)) == []
+
+
 def test_layers_that_are_not_finished_are_refused_and_the_model_is_left_alone(case):
     model, _, _ = case
     before = dict(model.model.named_modules())
@@ -385,6 +403,31 @@ def test_a_tensor_read_twice_on_one_grid_is_quantized_once():
     for step in TARGETS["ort-cpu"].passes():
         graph = step(graph).model
     assert Counter(node.op_type for node in graph.graph)["QuantizeLinear"] == 2
+
+
+@pytest.mark.parametrize("target", ANY_RECIPE)
+def test_a_tensor_times_its_own_transpose_is_read_in_both_orders(target):
+    """One grid, one integer type, two operands."""
+
+    class Gram(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.product = QuantMatMul(transpose_b=True)
+            for side in ("a_quantizer", "b_quantizer"):
+                setattr(self.product, side, UniformQuantizer(QuantSpec(8), torch.tensor(0.25), torch.tensor(100.0)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            return self.product(y, y)
+
+    model = Gram()
+    graph = trace(model, {"product": model.product}, (3, 4, 4), 21)
+    for step in TARGETS[target].passes():
+        graph = step(graph).model
+    image = np.random.default_rng(0).integers(-60, 60, (2, 3, 4, 4)).astype(np.float32) / 8
+    session = open_session(ir.serde.serialize_model(graph).SerializeToString())
+    found = session.run(None, {"image": image})[0]
+    np.testing.assert_array_equal(found, 4 * image @ image.swapaxes(-1, -2))  # on the grid, and small sums are exact
 
 
 def test_a_run_becomes_a_checked_file(run, images, tmp_path):
@@ -460,6 +503,25 @@ def test_weights_of_two_bits_take_two_bits(images, tmp_path):
     image = np.random.default_rng(0).standard_normal((3, *SIZE), dtype=np.float32)
     logits = [open_session(file).run(None, {"image": image})[0] for file in files.values()]
     assert np.array_equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "fitting"),
+    [(ir.DataType.INT4, ir.DataType.INT2, range(-2, 2)), (ir.DataType.UINT4, ir.DataType.UINT2, range(4))],
+    ids=["signed", "unsigned"],
+)
+def test_codes_are_stored_in_two_bits_only_where_all_fit(wide, narrow, fitting):
+    for code in range(-8, 8) if wide == ir.DataType.INT4 else range(16):
+        array = np.array([0, 1, code], wide.numpy())
+        codes = ir.Value(
+            name="codes", type=ir.TensorType(wide), shape=ir.Shape([3]), const_value=ir.Tensor(array, wide)
+        )
+        node = ir.node("Cast", [codes], {"to": ir.DataType.INT8}, name="cast")
+        graph = ir.Graph([], node.outputs, nodes=[node], initializers=[codes], opset_imports={"": 25})
+        StoreTwoBits()(ir.Model(graph, ir_version=12))
+        assert codes.dtype == (narrow if code in fitting else wide)
+        assert codes.const_value.dtype == codes.dtype
+        assert codes.const_value.numpy().astype(int).tolist() == [0, 1, code]
 
 
 def test_a_layer_that_stays_float_is_refused_unless_allowed(images, tmp_path):

@@ -324,6 +324,17 @@ def test_own_zero_points_may_need_the_whole_container():
         np.testing.assert_array_equal(found, quantized(layer.b_quantizer, x), err_msg=name)
 
 
+@targets
+def test_own_zero_points_that_need_nine_bits_do_not_go_into_eight(target):
+    """Eight bits around 127 and 128 are 257 codes, one more than a container holds."""
+    zero_point = np.array([127.0, 128.0, 127.0]).reshape(1, 3, 1, 1)
+    layer = matmul(uniform(8, "head", 0.5, zero_point), uniform(2, "tensor", 1, 0), transpose_b=False)
+    x, eye = awkward(np.random.default_rng(0), layer.a_quantizer, SHAPE), np.broadcast_to(np.eye(16), (2, 3, 16, 16))
+    content = graph_of(layer, [SHAPE, eye.shape], SHAPE, target)
+    for name, found in run_everywhere(content, [x, eye.astype(np.float32)]).items():
+        np.testing.assert_array_equal(found, quantized(layer.a_quantizer, x), err_msg=name)
+
+
 CONVOLUTIONS = {  # stride, padding, dilation, groups, input side
     "patches": ((4, 4), (0, 0), (1, 1), 1, 12),
     "uneven": ((4, 4), (0, 0), (1, 1), 1, 13),

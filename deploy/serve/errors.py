@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import final
 
+LONGEST = 600
+"""Characters of a message, which may quote what was sent; gRPC's clients drop an answer whose message is too long."""
+
 
 class RequestError(Exception):
     """Base of every refusal: an HTTP status, the gRPC code of the same meaning, and a message the client may read."""
 
     status = 500
     code = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 @final

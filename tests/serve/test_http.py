@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import socket
@@ -22,10 +23,10 @@ def post(body, *headers, path=INFER, length=True):
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def chunked(body, size, *headers):
+def chunked(body, size, *headers, path=INFER):
     parts = [body[start : start + size] for start in range(0, len(body), size)]
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
-    return post(chunks, "Transfer-Encoding: chunked", *headers, length=False)
+    return post(chunks, "Transfer-Encoding: chunked", *headers, path=path, length=False)
 
 
 class Reader:
@@ -116,7 +117,8 @@ def test_a_body_is_asked_for_where_the_client_waits_to_be_asked(connection, toy,
 def test_a_body_that_is_not_wanted_is_not_asked_for(connection):
     connection.sendall(post(b"", "Expect: 100-continue", f"Content-Length: {2**30}", length=False))
     reader = Reader(connection)
-    assert reader.answer()[0] == 413
+    status, headers, _ = reader.answer()
+    assert (status, headers["Connection"]) == (413, "close")
     connection.settimeout(5)  # at once: what would come next could be the body or another request
     assert reader.ended()
 
@@ -131,7 +133,11 @@ def test_head_has_the_headers_of_get_and_no_body(connection):
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [LIVE.replace(b"HTTP/1.1", b"HTTP/1.0"), LIVE.replace(b"Host", b"Connection: Close\r\nHost")],
+    [
+        LIVE.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        LIVE.replace(b"Host", b"Connection: Close\r\nHost"),
+        LIVE.replace(b"Host", b"Connection: close\r\nConnection: keep-alive\r\nHost"),
+    ],
 )
 def test_a_connection_that_is_to_end_ends(connection, request_bytes):
     connection.sendall(request_bytes)
@@ -162,12 +168,37 @@ def test_what_is_no_http_is_refused_and_ends_the_connection(connection, sent, st
         assert reader.ended()
 
 
-def test_chunks_and_a_length_are_read_as_chunks(connection):
-    """As RFC 9112 6.3 has it; read by the length, the rest would be a request that a proxy never saw."""
+def test_chunks_and_a_length_are_read_as_chunks_and_end_the_connection(connection):
+    """As RFC 9112 6.1 has it; read by the length, the rest would be a request that a proxy never saw."""
     connection.sendall(chunked(b"{}", 10, "Content-Length: 4") + LIVE)
     reader = Reader(connection)
-    assert reader.answer()[0] == 400  # the object lacks inputs
-    assert reader.answer("GET")[2] == b'{"live":true}'
+    status, headers, content = reader.answer()
+    assert (status, headers["Connection"]) == (400, "close")
+    assert b"no list of inputs" in content
+    with contextlib.suppress(ConnectionResetError):  # more was sent than was read
+        assert reader.ended()
+
+
+def test_who_sends_everything_before_the_last_answer_of_a_connection_can_read_it(connection):
+    """Python's urllib asks for the end with every request; a reset would take the answer away."""
+    connection.sendall(post(bytes(16 * 2**20), "Connection: close", path="/nowhere"))
+    reader = Reader(connection)
+    assert reader.answer()[0] == 404
+    assert reader.ended()
+
+
+@pytest.mark.parametrize("headers", [(), ("Content-Encoding: gzip",)])
+def test_the_rest_of_a_body_that_came_too_late_is_no_request(start, toy_file, headers):
+    server = start(toy_file, "--timeout", 0.2)
+    request = post(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" * 100, *headers)
+    with server.socket() as connection:
+        connection.settimeout(10)
+        connection.sendall(request[:-1500])
+        reader = Reader(connection)
+        status, answered, _ = reader.answer()
+        assert (status, answered["Connection"]) == (408, None)
+        connection.sendall(request[-1500:] + LIVE + LIVE)
+        assert [reader.answer("GET")[2] for _ in range(2)] == [b'{"live":true}'] * 2
 
 
 def test_a_path_cannot_put_lines_into_an_answer(connection):
@@ -203,6 +234,18 @@ def test_what_comes_while_an_answer_is_waited_for_is_left_where_it_is(server, co
     assert Reader(connection).answer()[0] == 200
 
 
+def test_requests_that_come_faster_than_they_are_answered_are_left_where_they_are(server, connection, toy):
+    tensor = toy.images(1).astype("<f4").tobytes()
+    more = memoryview(post(tensor, "Inference-Header-Content-Length: 0") * 20_000)  # 16 MB
+    before, answered = server.resident(), server.statistics()["inference_count"]
+    connection.setblocking(False)
+    while server.statistics()["inference_count"] < answered + 100:
+        with contextlib.suppress(BlockingIOError):
+            more = more[connection.send(more) :]
+        time.sleep(0.01)
+    assert server.resident() - before < 6e6
+
+
 # In this process
 
 
@@ -219,12 +262,21 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
+HANG_UP = None
+
+
 def talk(*conversations, app=echo):
-    """What the server says in conversations that go on at the same time, until it ends them; asyncio's own loop."""
+    """What the server says in conversations that go on at the same time, until it ends them; asyncio's own loop.
+
+    A client that is to HANG_UP reads nothing more.
+    """
 
     async def one(port, pieces):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for piece in pieces:
+            if piece is HANG_UP:
+                writer.transport.abort()
+                return None
             writer.write(piece)
             await asyncio.sleep(0.02)
         said = await asyncio.wait_for(reader.read(), 10)
@@ -268,6 +320,102 @@ def test_who_sends_nothing_more_is_not_waited_for_long(monkeypatch):
     silent, head, refused = talk([], [b"GET / HTT"], [post(b"half", "Content-Length: 9", path="/refuse", length=False)])
     assert (silent, head) == (b"", b"")
     assert refused.endswith(b"content-length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("form", [post, functools.partial(chunked, size=1000)])
+def test_more_of_a_refused_body_than_is_dropped_ends_the_connection(monkeypatch, form):
+    from fimaq.deploy.serve.rest import exchange
+
+    monkeypatch.setattr(exchange, "DROPPED", 3000)
+    few, many = (form(bytes(size), path="/refuse") for size in (2000, 6000))
+    last = LIVE.replace(b"Host", b"Connection: close\r\nHost")
+    said = talk([few + last], [many + last])
+    assert [answers.count(b"HTTP/1.1 200 OK") for answers in said] == [2, 1]
+
+
+def test_a_request_is_over_when_the_client_hangs_up_on_its_answer():
+    reached = []
+
+    async def app(scope, receive, send):
+        headers = [(b"content-length", str(2**25).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        reached.append("answering")
+        await send({"type": "http.response.body", "body": bytes(2**25)})  # more than sockets hold
+        reached.append("over")
+
+    assert talk([LIVE, HANG_UP], app=app) == [None]
+    assert reached == ["answering", "over"]
+
+
+def test_asgi_tells_when_the_client_goes_and_not_before():
+    heard = []
+
+    async def app(scope, receive, send):
+        heard.append(await receive())
+        try:
+            await asyncio.wait_for(receive(), 0.01)
+        except TimeoutError:
+            heard.append("nothing yet")
+        heard.append(await receive())
+
+    talk([post(b"{}"), b"", b"", HANG_UP], app=app)
+    body = {"type": "http.request", "body": b"{}", "more_body": False}
+    assert heard == [body, "nothing yet", {"type": "http.disconnect"}]
+
+
+class Wire(asyncio.Transport):
+    """A connection without sockets, so that the test says what happens before what."""
+
+    def __init__(self, app):
+        from fimaq.deploy.serve.rest.connection import Connection
+
+        super().__init__()
+        config = uvicorn.Config(app, lifespan="off", http=Connection, log_config=None)
+        config.load()
+        self.protocol, self.said, self.closed = Connection(config, ServerState(), {}), b"", False
+        self.protocol.connection_made(self)
+
+    def hear(self, data):
+        self.protocol.get_buffer(-1)[: len(data)] = data
+        self.protocol.buffer_updated(len(data))
+
+    def write(self, data):
+        self.said += data
+
+    def is_closing(self):
+        return self.closed
+
+    def close(self):
+        self.closed = True
+
+    def resume_reading(self):
+        pass
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_what_has_come_before_the_end_is_answered(answering):
+    async def run():
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            begun.set()
+            await go_on.wait()
+            await echo(scope, receive, send)
+
+        wire = Wire(app)
+        await asyncio.sleep(0)  # it waits for a request
+        wire.hear(LIVE)
+        if answering:
+            await begun.wait()
+        wire.protocol.shutdown()
+        assert not wire.closed
+        go_on.set()
+        async with asyncio.timeout(5):
+            while not wire.closed:
+                await asyncio.sleep(0)
+        return wire.said
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_an_answer_with_a_line_in_a_header_is_not_sent(caplog):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fimaq.deploy.serve.errors import Malformed, TooLarge
-from fimaq.deploy.serve.images import to_input
+from fimaq.deploy.serve.images import _scans, to_input
 from fimaq.toolchain.image_input import ImageInput
 
 INFER = "/v2/models/toy/infer"
@@ -59,6 +59,30 @@ def webp_that_claims(width, height):
     bits = int.from_bytes(data[at : at + 4], "little")
     data[at : at + 4] = (bits >> 28 << 28 | (height - 1) << 14 | width - 1).to_bytes(4, "little")
     return bytes(data)
+
+
+def jpeg_of_scans(count, thumbnail=b""):
+    """A progressive grey JPEG file of 64 x 64 pixels: one scan of means, and scans that add nothing, 13 bytes each."""
+
+    def segment(marker, content):
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    def scan(low, high, data):
+        return segment(0xDA, bytes([1, 1, 0, low, high, 0])) + data
+
+    one_code = bytes([1] + [0] * 15)
+    tables = segment(0xC4, b"\0" + one_code + b"\0") + segment(0xC4, b"\x10" + one_code + b"\xe0")
+    start = segment(0xC2, struct.pack(">BHHB", 8, 64, 64, 1) + bytes([1, 0x11, 0]))
+    scans = scan(0, 0, bytes(8)) + (count - 1) * scan(1, 63, b"\0\1")
+    return (
+        b"\xff\xd8"
+        + segment(0xE1, thumbnail)
+        + segment(0xDB, bytes([0] + [1] * 64))
+        + start
+        + tables
+        + scans
+        + b"\xff\xd9"
+    )
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -120,6 +144,23 @@ def test_a_thin_image_that_would_be_scaled_to_gigabytes_is_refused(toy):
             ImageInput(replace(toy.preprocessing, height=224, width=224), "float"),
             2**26,
         )
+
+
+def test_scans_without_end_are_not_decoded(toy, monkeypatch):
+    """Each is a pass over all pixels for a few bytes: a megabyte of them would keep a thread for a minute."""
+    form = ImageInput(toy.preprocessing, "float")
+    hidden = jpeg_of_scans(300)  # as a thumbnail's are: nobody decodes them
+    assert to_input(jpeg_of_scans(200, thumbnail=hidden) + hidden, form, 2**26).shape == (1, *form.shape)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(Malformed, match="more than 200 scans"):
+        to_input(jpeg_of_scans(201), form, 2**26)
+
+
+def test_a_progressive_image_has_ten_scans(toy):
+    """Counted in what libjpeg wrote, so that the limit is far from what anyone sends."""
+    buffer = io.BytesIO()
+    picture(200, 150).save(buffer, format="JPEG", progressive=True)
+    assert _scans(buffer.getvalue()) == 10
 
 
 def test_nothing_is_decoded_before_the_size_is_known(toy, monkeypatch):

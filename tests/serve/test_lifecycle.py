@@ -130,6 +130,17 @@ def test_sigint_finishes_what_was_accepted(start, toy, toy_file, slow, binary_re
     assert server.process.wait(timeout=60) == 0
 
 
+def test_a_connection_that_is_kept_and_not_used_does_not_delay_the_end(start, toy_file):
+    server = start(toy_file)
+    with server.socket() as connection:
+        connection.settimeout(10)
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).endswith(b'{"live":true}')
+        server.process.send_signal(signal.SIGINT)
+        assert connection.recv(1000) == b""
+    assert server.process.wait(timeout=60) == 0
+
+
 def test_reload_under_load_fails_no_request(start, toy, tmp_path, clients):
     folder = tmp_path / "repository"
     toy.write(folder / "toy" / "1" / "model.onnx")

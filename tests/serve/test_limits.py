@@ -2,6 +2,7 @@
 
 import gzip
 import http.client
+import logging
 import socket
 import struct
 import time
@@ -92,12 +93,22 @@ def test_no_more_is_inflated_than_there_is_room_for():
         tracemalloc.stop()
 
 
+def test_what_follows_a_stream_is_not_collected():
+    """zlib keeps it, and copies all of it each time that more comes."""
+    from fimaq.deploy.serve.rest.body import _inflate
+
+    stream = _inflate("gzip")
+    stream.feed(gzip.compress(b"{}"), MIB)
+    with pytest.raises(Malformed, match="more follows"):
+        stream.feed(b"m", MIB)
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "status", "message"),
     [
         (b"{}", "gzip", 400, "is no gzip data"),
         (gzip.compress(b"{}" * 100)[:-9], "gzip", 400, "no complete gzip stream"),
-        (gzip.compress(b"{}") + b"more", "gzip", 400, "no complete gzip stream"),
+        (gzip.compress(b"{}") + b"more", "gzip", 400, "more follows the body's gzip stream"),
         (b"{}", "br", 415, "wanted gzip, deflate or none"),
     ],
 )
@@ -183,6 +194,7 @@ def test_who_hangs_up_in_the_middle_of_a_body_leaves_the_queue(narrow):
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()  # with a reset
     wait_for(lambda: held(narrow) == 0)
+    assert [event["status"] for event in narrow.events() if event.get("path") == INFER] == [499]
 
 
 def test_an_answer_that_would_be_late_is_a_504(start, toy, toy_file, slow, binary_request):
@@ -284,3 +296,12 @@ def test_a_long_string_among_numbers_costs_no_memory(toy):
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
+
+
+def test_a_path_makes_no_lines_of_its_own_in_a_log_that_people_read():
+    from fimaq.deploy.serve.logs import TextFormatter
+
+    record = logging.LogRecord("x", logging.INFO, "", 0, "request", None, None)
+    record.fields = {"path": "/a\n12:00:00 info: forged \x1b[2J", "status": 404}
+    (line,) = TextFormatter().format(record).splitlines()
+    assert line.endswith(r"path='/a\n12:00:00 info: forged \x1b[2J' status=404")

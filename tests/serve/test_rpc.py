@@ -51,6 +51,11 @@ def test_what_cannot_be_meant_is_refused(server, toy, change, code, part):
     assert part in details
 
 
+def test_a_refusal_that_quotes_what_was_sent_is_short_enough_to_arrive(server, toy):
+    got, details = refused(server, infer_request(toy.images(1), name="a" * 100_000))
+    assert (got, details[:10]) == ("NOT_FOUND", "model 'aaa")
+
+
 def parameter(**value):
     return message("inference.InferParameter")(**value)
 

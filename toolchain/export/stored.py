@@ -21,7 +21,7 @@ from .integer_linear import OPERATOR
 from .zero_points import SCALES, ZERO_POINTS
 
 PRODUCTS = ("MatMul", "Conv", OPERATOR)
-BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Round", "Mul"})
+BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Mul"})
 """Operators between a quantized tensor's grid and its product."""
 
 AFTER = frozenset({"Mul", "Sub", "Reshape", "Transpose", "QuantizeLinear", "DequantizeLinear"})
@@ -79,7 +79,7 @@ class StoredLayers:
     def _activation(self, layer: str, operand: int, bits: int) -> dict[str, np.ndarray]:
         name = self._product(layer).input[operand]
         low = high = None
-        clipped = False
+        clipped = rounded = False
         while (node := self._producers.get(name)) is not None:
             match node.op_type:
                 case "QuantizeLinear" if self._widens(node):
@@ -95,7 +95,9 @@ class StoredLayers:
                     zero_point = self._constant(node.input[2])
                     clipped = clipped or _container_bits(zero_point) == bits
                     own = _unsigned(zero_point, bits) if low is None else _unshared(layer, zero_point, low)
-                    low = -own.astype(np.int64)
+                    low, rounded = -own.astype(np.int64), True
+                case "Round":
+                    rounded = True
                 case "Clip" if low is None:
                     ends = np.array([self._constant(end) for end in node.input[1:3]])
                     if not np.array_equal(_unsigned(ends, bits), [0, 2**bits - 1]):
@@ -110,6 +112,8 @@ class StoredLayers:
                     clipped = True
                 case "Div" if low is not None and not clipped:
                     raise ExportError(f"layer {layer!r}: operand {operand} is not clipped to {bits} bits.")
+                case "Div" if low is not None and not rounded:
+                    raise ExportError(f"layer {layer!r}: operand {operand} is not rounded to integers.")
                 case "Div" if low is not None:
                     return {"scale": self._grid(node.input[1]), "zero_point": -low}
                 case other if other not in BETWEEN:

@@ -84,16 +84,18 @@ class _Inflate:
         self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
 
     def feed(self, chunk: bytes, room: int) -> bytes:
-        """Decompress a chunk whole. Raises TooLarge for more than ``room`` bytes."""
+        """Decompress a chunk whole. Raises TooLarge for more than ``room`` bytes, Malformed for bytes after the end."""
         try:
             inflated = self._stream.decompress(chunk, room + 1)
         except zlib.error as error:
             raise Malformed(f"the body is no {self._encoding} data ({error}).") from error
         if len(inflated) > room:
             raise TooLarge(f"the {self._encoding} body is larger than allowed when decompressed. Send fewer images.")
+        if self._stream.unused_data:  # at once: zlib would copy all of it with every chunk
+            raise Malformed(f"more follows the body's {self._encoding} stream; wanted one stream.")
         return inflated
 
     def finish(self) -> None:
-        """Raise Malformed where the stream did not end, or more follows it."""
-        if not self._stream.eof or self._stream.unused_data:
+        """Raise Malformed where the stream did not end."""
+        if not self._stream.eof:
             raise Malformed(f"the body is no complete {self._encoding} stream.")

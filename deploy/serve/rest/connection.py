@@ -33,7 +33,8 @@ class Connection(asyncio.BufferedProtocol):
     """What uvicorn makes of a connection, in place of its own classes, which hand a body on in parts to be joined.
 
     One task reads, answers and reads again; nothing else may read. ``lost`` is done when the client has gone, which is
-    noticed unless it sends as much as HEAD while it waits for an answer.
+    noticed unless it sends as much as HEAD while it waits for an answer. ``missing`` is how many of the bytes that were
+    asked for last have not come: none, unless that was cancelled or the client has gone.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self._early = bytearray()
-        self._target, self._unwanted = NOTHING, 0
+        self._target, self._unwanted, self.missing = NOTHING, 0, 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -116,12 +117,12 @@ class Connection(asyncio.BufferedProtocol):
         if not self._early and not self.lost.done():
             await self._arrived()
         data, self._early = bytes(self._early), bytearray()
-        self._resume()
         return data
 
     def unread(self, data: bytes) -> None:
         """Put back what was read too much, before more is received."""
         self._early += data
+        self._resume()
 
     async def fill(self, view: memoryview) -> None:
         """Receive as many bytes as ``view`` has, into it. Raises ClientDisconnect where the client goes before that."""
@@ -179,6 +180,7 @@ class Connection(asyncio.BufferedProtocol):
                     raise ClientDisconnect
                 await self._arrived()
         finally:
+            self.missing = len(self._target) + self._unwanted
             self._target, self._unwanted = NOTHING, 0
             self._resume()
 

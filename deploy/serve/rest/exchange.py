@@ -73,8 +73,10 @@ class Exchange:
         """The extension RECEIVE_INTO; ``view`` has at most as many bytes as are left."""
         assert self._left is not None
         await self._invite()
-        await self._connection.fill(view)
-        self._left -= len(view)
+        try:
+            await self._connection.fill(view)
+        finally:  # given up in the middle, the rest of it is still a body and no request
+            self._left -= len(view) - self._connection.missing
 
     async def send(self, message: Message) -> None:
         """ASGI: an answer of known length; its head goes out together with the first part of its body.
@@ -93,13 +95,16 @@ class Exchange:
         await self._connection.write(data)
 
     async def finish(self) -> bool:
-        """Drop what is left of the body; whether another request may follow on the connection."""
-        if self._last or self._uninvited or not self._answered:
+        """Drop what is left of the body; whether another request may follow on the connection.
+
+        It is dropped before a connection is closed, too: a reset would take the answer from who still sends.
+        """
+        if self._uninvited or not self._answered:
             return False
         if self._left == 0:
-            return True
+            return not self._last
         with self._connection.patience():
-            return await self._drop_body()
+            return await self._drop_body() and not self._last
 
     def _scope(self, request: h11.Request) -> Scope:
         headers = list(request.headers)
@@ -111,7 +116,11 @@ class Exchange:
             self._connection.unread(self._h11.trailing_data[0])
         self._head_only = request.method == b"HEAD"
         self._uninvited = self._h11.they_are_waiting_for_100_continue
-        self._last = request.http_version != b"1.1" or b"close" in named.get(b"connection", b"").lower()
+        self._last = (
+            request.http_version != b"1.1"
+            or any(name == b"connection" and b"close" in value.lower() for name, value in headers)
+            or {b"transfer-encoding", b"content-length"} <= named.keys()  # RFC 9112 6.1: smuggling looks like that
+        )
         path, _, query = request.target.partition(b"?")
         return {
             "type": "http",
@@ -185,6 +194,8 @@ class Exchange:
 
     def _answer_head(self, status: int, headers: Headers) -> bytes:
         """The answer's first lines; they say whether it is the connection's last. No value may hold a line's end."""
+        if self._uninvited or (self._left or 0) > DROPPED:
+            self._last = True
         if CLOSE in headers:
             self._last = True
         elif self._last:
