@@ -86,6 +86,16 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused():
     ToHalf()(small_graph(-np.inf))  # a mask
 
 
+def test_a_cast_to_single_precision_becomes_one_to_half():
+    proto = ir.serde.serialize_model(ToHalf()(small_graph(0.5)).model)
+    onnx.checker.check_model(proto, full_check=True)
+    image = np.array([[1.75, -3.25]], np.float32)
+    (found,) = ReferenceEvaluator(proto).run(None, {"image": image})
+    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
+    np.testing.assert_array_equal(found, image / 2)
+    assert [attribute.i for node in proto.graph.node for attribute in node.attribute] == [half, half, full]
+
+
 def test_a_file_that_is_off_in_half_precision_is_not_written(tmp_path, monkeypatch):
     runtime = check._runtime
     for wrong in (lambda logits: logits * 1.02, lambda logits: logits * np.nan):

@@ -106,6 +106,14 @@ def test_the_normalisation_is_the_same_bit_for_bit():
         np.testing.assert_array_equal(found, wanted.transpose(0, 3, 1, 2))
 
 
+def test_an_image_of_another_size_is_refused():
+    size = Preprocessing(32, 32, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    names = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 3, 32, 16]) for n in ("image", "logits")]
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "g", names[:1], names[1:])
+    with pytest.raises(ir.passes.PreconditionError, match=r"\[\[3, 32, 16\]\], not one image of the model's size"):
+        TakeRawImage(size)(ir.from_proto(helper.make_model(graph)))
+
+
 def test_evaluate_bench_and_inspect_take_either(pair, images):
     floats, raw = (OrtPredictor(path, threads=1) for path in pair)
     assert (raw.image.kind, raw.image.shape, floats.image.shape) == ("uint8", (32, 32, 3), (3, 32, 32))

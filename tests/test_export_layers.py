@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from oracles import MatMulIntegerToFloat
 
+from fimaq.toolchain.export.emit import Emitter
+from fimaq.toolchain.export.errors import ExportError
 from fimaq.toolchain.export.ops import DOMAIN, VERSION
 from fimaq.toolchain.export.target import ExportTarget
 from fimaq.toolchain.export.targets import TARGETS
@@ -333,6 +335,28 @@ def test_own_zero_points_that_need_nine_bits_do_not_go_into_eight(target):
     content = graph_of(layer, [SHAPE, eye.shape], SHAPE, target)
     for name, found in run_everywhere(content, [x, eye.astype(np.float32)]).items():
         np.testing.assert_array_equal(found, quantized(layer.a_quantizer, x), err_msg=name)
+
+
+@pytest.mark.parametrize(("a_bits", "b_bits"), [(7, 7), (8, 7), (7, 8), (8, 8)])
+def test_the_right_operand_is_signed_unless_two_products_may_exceed_sixteen_bits(a_bits, b_bits):
+    """x86 without VNNI adds two neighbouring products of unsigned and signed bytes in int16 and saturates."""
+    layer = matmul(uniform(a_bits, "tensor", 1, 0), uniform(b_bits, "tensor", 1, 0), transpose_b=True)
+    graph = onnx.load_from_string(graph_of(layer, [SHAPE, SHAPE], (2, 3, 5, 5), TARGETS["ort-cpu"])).graph
+    (zero_point,) = (tensor for tensor in graph.initializer if tensor.name == "layer.b.zero_point")
+    codes = np.arange(2**b_bits, dtype=np.int64) - 2 ** (b_bits - 1)
+    pairs = 2 * (2**a_bits - 1) * codes
+    exact = np.array_equal(pairs, pairs.astype(np.int16))
+    assert zero_point.data_type == (onnx.TensorProto.INT8 if exact else onnx.TensorProto.UINT8)
+    assert exact == ((a_bits, b_bits) != (8, 8))
+
+
+def test_one_name_has_one_content():
+    emit = Emitter(ir.Graph([], [], nodes=[], name="g"), "layer")
+    first = emit.constant("layer.scale", np.array([1.0, 2.0]), ir.DataType.FLOAT)
+    assert emit.constant("layer.scale", np.array([1.0, 2.0]), ir.DataType.FLOAT) is first
+    for array, dtype in (([1.0, 3.0], ir.DataType.FLOAT), ([1.0, 2.0], ir.DataType.DOUBLE)):
+        with pytest.raises(ExportError, match=r"two different constants want the name 'layer\.scale'"):
+            emit.constant("layer.scale", np.array(array), dtype)
 
 
 CONVOLUTIONS = {  # stride, padding, dilation, groups, input side

@@ -193,7 +193,8 @@ def test_grids_that_do_not_fit_are_refused_and_a_preset_that_does_is_named(case)
     scale = np.full((1, scales, 1), 0.1) if scales > 1 else 0.1
     middle = 2 ** (bits - 1)
     quantizer = uniform(bits, "token" if scales > 1 else "tensor", scale, middle + (not activations))
-    zero_points = np.full(7, 8 + (not weights))
+    zero_points = np.full(7, 8)
+    zero_points[-1] += not weights
     layer = linear(np.eye(7), 4, np.ones(7), zero_points, None, quantizer)
     preset = {"tensorrt": "symmetric-w8a8", "qnn": "symmetric-w4a8", "openvino": "deploy-w8a8"}[target]
     assert load_recipe(preset).name == preset

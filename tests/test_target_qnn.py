@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from small_runs import SIZE, lowered, small_model, small_run
 
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.annotate import LEVELS, grid_over
+from fimaq.toolchain.export.annotate import LEVELS, AnnotateActivations, grid_over
+from fimaq.toolchain.export.errors import ExportError
+from fimaq.toolchain.export.fixed_batch import FixBatch
 from fimaq.toolchain.export.parity import snr_db
 from fimaq.toolchain.runtime import open_session
 
@@ -98,6 +101,63 @@ def test_sixteen_bits_round_about_change_little():
     assert len(kept) == 30
     for name in kept:
         np.testing.assert_array_equal(constants[0][name], constants[1][name])
+
+
+def whole_graph(nodes: list[onnx.NodeProto], out: list, **constants: np.ndarray) -> ir.Model:
+    """From ``image`` ``["batch", 3, 4, 4]`` to ``logits``."""
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["batch", 3, 4, 4]), ("logits", out))
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+def test_a_constant_as_far_below_zero_as_above_keeps_its_largest_number():
+    """Both halves of 65,535 steps round up: its code would be 65,536."""
+    constant = np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
+    nodes = [helper.make_node("Add", ["image", "constant"], ["logits"], "add")]
+    model = FixBatch()(whole_graph(nodes, ["batch", 3, 4, 4], constant=constant)).model
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 3, 4, 4)).astype(np.float32)
+    proto = ir.serde.serialize_model(AnnotateActivations(images)(model).model)
+    np.testing.assert_allclose(logits(proto, images), images + constant, atol=2e-4)  # four grids of 4 / 65535 at most
+
+
+def test_a_size_that_is_a_multiple_of_the_batch_is_found_again():
+    nodes = [
+        helper.make_node("Reshape", ["image", "sizes"], ["windows"], "cut"),
+        helper.make_node("Relu", ["windows"], ["logits"], "relu"),
+    ]
+    model = whole_graph(nodes, ["4*batch", 3, 2, 2], sizes=np.array([-1, 3, 2, 2]))
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape(["4*batch", 3, 2, 2])
+    proto = onnx.shape_inference.infer_shapes(ir.serde.serialize_model(FixBatch()(model).model), data_prop=True)
+    for value in (*proto.graph.value_info, *proto.graph.output):
+        assert [(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim] == [
+            ("", size) for size in (4, 3, 2, 2)
+        ]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_norm_that_is_wrong_before_or_after_annotation_is_found(run, tmp_path, monkeypatch, moment):
+    """Too little for parity of a few images."""
+    step = {"before": FixBatch, "after": AnnotateActivations}[moment]
+    call = step.call
+
+    def broken(self, model):
+        result = call(self, model)
+        name = "blocks.0.norm1.weight" + ("" if moment == "before" else "/16-bit.codes")
+        value = result.model.graph.initializers[name]
+        array = value.const_value.numpy().copy()
+        array[7] = array[7] * 0.99
+        value.const_value = ir.Tensor(array, name=name)
+        return result
+
+    monkeypatch.setattr(step, "call", broken)
+    with pytest.raises(ExportError, match="apart from the rounding of activations the file does not compute"):
+        export_run(run, tmp_path / "model.onnx", target="qnn", images=12)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)])

@@ -115,7 +115,7 @@ def test_a_body_is_asked_for_where_the_client_waits_to_be_asked(connection, toy,
 
 
 def test_a_body_that_is_not_wanted_is_not_asked_for(connection):
-    connection.sendall(post(b"", "Expect: 100-continue", f"Content-Length: {2**30}", length=False))
+    connection.sendall(post(b"", "Expect: 100-continue", f"Content-Length: {40 * 2**20}", length=False))
     reader = Reader(connection)
     status, headers, _ = reader.answer()
     assert (status, headers["Connection"]) == (413, "close")
@@ -184,6 +184,7 @@ def test_who_sends_everything_before_the_last_answer_of_a_connection_can_read_it
     connection.sendall(post(bytes(16 * 2**20), "Connection: close", path="/nowhere"))
     reader = Reader(connection)
     assert reader.answer()[0] == 404
+    connection.settimeout(10)
     assert reader.ended()
 
 
@@ -372,7 +373,8 @@ class Wire(asyncio.Transport):
         super().__init__()
         config = uvicorn.Config(app, lifespan="off", http=Connection, log_config=None)
         config.load()
-        self.protocol, self.said, self.closed = Connection(config, ServerState(), {}), b"", False
+        self.protocol, self.said = Connection(config, ServerState(), {}), b""
+        self.closed, self.reading = False, True
         self.protocol.connection_made(self)
 
     def hear(self, data):
@@ -388,8 +390,11 @@ class Wire(asyncio.Transport):
     def close(self):
         self.closed = True
 
+    def pause_reading(self):
+        self.reading = False
+
     def resume_reading(self):
-        pass
+        self.reading = True
 
 
 @pytest.mark.parametrize("answering", [False, True])
@@ -416,6 +421,28 @@ def test_what_has_come_before_the_end_is_answered(answering):
         return wire.said
 
     assert asyncio.run(run()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_client_that_waits_is_listened_to():
+    """Else it would not be noticed that it goes."""
+    from fimaq.deploy.serve.rest.connection import HEAD
+
+    async def run():
+        listened = asyncio.get_running_loop().create_future()
+
+        async def app(scope, receive, send):
+            while (await receive())["more_body"]:
+                pass
+            listened.set_result(wire.reading)
+
+        wire = Wire(app)
+        await asyncio.sleep(0)  # it waits for a request
+        request = chunked(bytes(16_000), 16_000)
+        wire.hear(request.replace(b"Host: x", b"Host: " + b"x" * (HEAD - len(request) + 1)))
+        assert not wire.reading  # as much has come as is taken before anyone asks for it
+        return await listened
+
+    assert asyncio.run(run())
 
 
 def test_an_answer_with_a_line_in_a_header_is_not_sent(caplog):

@@ -150,7 +150,7 @@ def test_scans_without_end_are_not_decoded(toy, monkeypatch):
     """Each is a pass over all pixels for a few bytes: a megabyte of them would keep a thread for a minute."""
     form = ImageInput(toy.preprocessing, "float")
     hidden = jpeg_of_scans(300)  # as a thumbnail's are: nobody decodes them
-    assert to_input(jpeg_of_scans(200, thumbnail=hidden) + hidden, form, 2**26).shape == (1, *form.shape)
+    assert to_input(jpeg_of_scans(200, thumbnail=hidden) + bytes(2) + hidden, form, 2**26).shape == (1, *form.shape)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(Malformed, match="more than 200 scans"):
         to_input(jpeg_of_scans(201), form, 2**26)

@@ -139,7 +139,7 @@ class Exchange:
         }
 
     async def _drop_body(self) -> bool:
-        """Whether what was left of the body came, and was not too much."""
+        """Whether the end of the body came, or as much of a longer one as is dropped."""
         try:
             dropped = 0
             while self._left is None and dropped < DROPPED:
@@ -149,7 +149,7 @@ class Exchange:
             await self._connection.drop(min(self._left, DROPPED))
         except (ClientDisconnect, Malformed):
             return False
-        return self._left <= DROPPED
+        return True
 
     async def _part(self) -> bytes:
         """The next bytes of the body, none at its end. Raises Malformed for chunks that are none."""
