@@ -40,7 +40,7 @@ class _Compilable(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it loosely
         """Gradients of ``x`` and ``scale``."""
         x, y, passed, scale = ctx.saved_tensors
         by_x = grad * passed if ctx.needs_input_grad[0] else None

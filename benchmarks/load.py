@@ -15,37 +15,42 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
+from fimaq.toolchain.evaluate.v2_client import DATATYPES
+
+Images = npt.NDArray[Any]
 PATIENCE = 60.0
 LENGTH, RETRY_AFTER = (re.compile(rb"(?i)\r\n%b: *(\d+)" % name) for name in (b"content-length", b"retry-after"))
 VISITORS = 256
 """Requests at most at the same time, four times as many as the server holds."""
 
 
-def tensor_request(shape: list[int]) -> bytes:
-    """A whole request of the Open Inference Protocol: one binary tensor of random numbers, wanting a binary answer."""
-    tensor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).tobytes()
-    item = {"name": "image", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": len(tensor)}}
+def tensor_request(images: Images) -> bytes:
+    """A whole request of the Open Inference Protocol: one binary tensor, wanting a binary answer."""
+    tensor = images.tobytes()
+    item = {**_header(images), "parameters": {"binary_data_size": len(tensor)}}
     head = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
     return _request("/v2/models/model/infer", head + tensor, headers)
 
 
-def json_request(shape: list[int]) -> bytes:
+def json_request(images: Images) -> bytes:
     """The same with the tensor and the answer in JSON, for servers that take no binary one."""
-    data = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).ravel().tolist()
-    item = {"name": "image", "datatype": "FP32", "shape": shape, "data": data}
-    body = json.dumps({"inputs": [item]}).encode()
+    body = json.dumps({"inputs": [{**_header(images), "data": images.ravel().tolist()}]}).encode()
     return _request("/v2/models/model/infer", body, {"Content-Type": "application/json"})
 
 
-def upload_request(shape: list[int]) -> bytes:
+def upload_request(images: Images) -> bytes:
     """A whole request that uploads a tensor as a form's field, for servers with a protocol of their own."""
-    tensor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).tobytes()
+    tensor = images.tobytes()
     field = 'Content-Disposition: form-data; name="image"; filename="image"'
     body = f"--end\r\n{field}\r\n\r\n".encode() + tensor + b"\r\n--end--\r\n"
     return _request("/predict", body, {"Content-Type": "multipart/form-data; boundary=end"})
+
+
+def _header(images: Images) -> dict[str, Any]:
+    return {"name": "image", "datatype": DATATYPES[images.dtype.name], "shape": list(images.shape)}
 
 
 def _request(path: str, body: bytes, headers: dict[str, str]) -> bytes:

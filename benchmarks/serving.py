@@ -3,9 +3,10 @@
     python benchmarks/serving.py MODEL.onnx [--seconds 5] [--rounds 3] [--others PYTHON ...] [--out RESULTS.jsonl]
 
 The loop and the servers have core 0, one after the other within a round; the clients have core 1. Clients keep their
-connection, send one binary tensor of random numbers and, when they have the answer, the next. ``null`` is a model that
-computes next to nothing on images of the same size: what is left is the server's own work. ``--others`` are the Pythons
-of environments with ``benchmarks/others/requirements*.txt`` (they cannot share one), whose servers take part then.
+connection, send one binary tensor of noise, floats or pixels as the file takes them, and, when they have the answer,
+the next. ``null`` is a model that computes next to nothing on such images: what is left is the server's own work.
+``--others`` are the Pythons of environments with ``benchmarks/others/requirements*.txt`` (they cannot share one), whose
+servers take part then.
 
 Overload is three things. Four times as many clients as the queue holds, each of whom waits for its answer or, refused,
 for as long as it is told; and requests that come by the clock, four times as many as the server answered before, on top
@@ -34,7 +35,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from load import answers, closed_loop, json_request, on_core, open_loop, patient_clients, tensor_request, upload_request
+from load import (
+    Images,
+    answers,
+    closed_loop,
+    json_request,
+    on_core,
+    open_loop,
+    patient_clients,
+    tensor_request,
+    upload_request,
+)
 from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
 
@@ -62,7 +73,7 @@ class Contender:
 
     name: str
     command: Callable[[Path, int], list[str]]
-    request: Callable[[list[int]], bytes]
+    request: Callable[[Images], bytes]
 
 
 def ours(model: Path, port: int) -> list[str]:
@@ -91,7 +102,7 @@ def served(contender: Contender, model: Path) -> Iterator[tuple[int, int, float]
     command = ["taskset", "-c", str(SERVER_CORE), *contender.command(model, port)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    request = contender.request(image_shape(model))
+    request = contender.request(noise(model))
     try:
         while not answers(port, request):
             if process.poll() is not None or time.perf_counter() - began > LONGEST_START:
@@ -108,17 +119,19 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def image_shape(model: Path) -> list[int]:
-    """Of one image, with a batch of one."""
-    preprocessing = OrtPredictor(model, threads=1).preprocessing
-    return [1, 3, preprocessing.height, preprocessing.width]
+def noise(model: Path) -> Images:
+    """A batch of one image in the model's form."""
+    image = OrtPredictor(model, threads=1).image
+    random, shape = np.random.default_rng(0), (1, *image.shape)
+    if image.kind == "uint8":
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    return random.standard_normal(shape, dtype=np.float32)
 
 
 def loop_rate(model: Path, seconds: float) -> dict[str, float]:
     """Images a second of ``session.run`` at batch 1."""
     session = open_session(model, threads=1, spin=False)
-    image = session.get_inputs()[0]
-    feed = {image.name: np.random.default_rng(0).standard_normal((1, *image.shape[1:]), dtype=np.float32)}
+    feed = {session.get_inputs()[0].name: noise(model)}
     session.run(None, feed)
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -131,14 +144,16 @@ def null_model(like: Path, folder: Path) -> Path:
     """A model with the same input and outputs that hands out the first numbers of the image."""
     predictor = OrtPredictor(like, threads=1)
     classes = len(predictor.classes["names"])
+    kind = helper.np_dtype_to_tensor_dtype(predictor.image.dtype)
     constants = {"flat": [0, -1], "begin": [0], "end": [classes], "axis": [1]}
     graph = helper.make_graph(
         [
             helper.make_node("Reshape", ["image", "flat"], ["numbers"]),
-            helper.make_node("Slice", ["numbers", "begin", "end", "axis"], ["logits"]),
+            helper.make_node("Slice", ["numbers", "begin", "end", "axis"], ["first"]),
+            helper.make_node("Cast", ["first"], ["logits"], to=TensorProto.FLOAT),
         ],
         "null",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", *image_shape(like)[1:]])],
+        [helper.make_tensor_value_info("image", kind, ["batch", *predictor.image.shape])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
     )
@@ -152,13 +167,13 @@ def null_model(like: Path, folder: Path) -> Path:
 def throughput(model: Path, found: list[Contender], seconds: float, rounds: int) -> list[dict[str, Any]]:
     """For every server and number of clients the medians over rounds, and of the ratio to that round's loop."""
     measured: dict[tuple[str, int], list[dict[str, float]]] = {}
-    shape = image_shape(model)
+    images = noise(model)
     for _ in range(rounds):
         for contender in found:
             for clients in CLIENTS:
                 loop = on_core(SERVER_CORE, loop_rate, model, seconds)["rate"]
                 with served(contender, model) as (port, _, _):
-                    arguments = (port, contender.request(shape), clients)
+                    arguments = (port, contender.request(images), clients)
                     on_core(CLIENT_CORE, closed_loop, *arguments, min(1.0, seconds))
                     rates = on_core(CLIENT_CORE, closed_loop, *arguments, seconds)
                 row = {"loop": loop, **rates, "ratio": rates["rate"] / loop}
@@ -181,7 +196,7 @@ def overload(model: Path, seconds: float, kind: str) -> dict[str, Any]:
     ``share`` is what is left of the capacity; ``mb`` memory before, and its maxima in the second and the last third.
     """
     contender = contenders([])[0]
-    request = contender.request(image_shape(model))
+    request = contender.request(noise(model))
     samples: list[tuple[float, float]] = []
     over = threading.Event()
     with served(contender, model) as (port, pid, started):

@@ -28,6 +28,10 @@ from fimaq.toolchain.spec import QuantSpec
 SIZE = (3, 32, 32)
 MODELS = {
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5}),
+    "unbiased": (
+        "vit_tiny_patch16_224",
+        {"depth": 1, "img_size": 32, "patch_size": 8, "num_classes": 5, "qkv_bias": False},
+    ),
     "respost": (
         "vit_tiny_patch16_224",
         {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5, "block_fn": ResPostBlock},

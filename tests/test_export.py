@@ -164,6 +164,25 @@ def test_a_fused_query_key_value_is_three_products(case):
 
 
 @pytest.mark.parametrize(("linear", "product"), [("tensor", "tensor"), ("token", "head-token")])
+def test_layers_without_bias_run_on_integer_kernels(linear, product, tmp_path):
+    """Left to itself ONNX Runtime keeps a product in float that only a signed QuantizeLinear reads: the key's."""
+    model = quantized("unbiased", 4, linear, product)
+    proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
+    onnx.save(proto, tmp_path / "model.onnx")
+    kernels = layer_kernels(tmp_path / "model.onnx")
+    assert [name for name, kernel in kernels.items() if kernel != "integer"] == (
+        ["blocks.0.attn.av"] if product == "head-token" else []
+    )
+    assert list(stored_differences(proto, run_tensors(model), operand_bits(layer_rows(model)))) == []
+    image = np.random.default_rng(0).standard_normal((2, *SIZE), dtype=np.float32)
+    continuous = without_rounding(proto, list(model.layers))
+    (found,) = open_session(continuous.SerializeToString(), optimize=False).run(None, {"image": image})
+    with float_layers(model.layers.values(), keep_weights=True):
+        wanted = torch_predictor(model, torch.float32)(image)
+    assert snr_db(wanted, found) > 110
+
+
+@pytest.mark.parametrize(("linear", "product"), [("tensor", "tensor"), ("token", "head-token")])
 def test_of_the_last_block_only_the_class_token_is_computed(linear, product):
     model = quantized("vit", 4, linear, product)
     proto = lowered(ir.serde.serialize_model(trace(model.model, model.layers, SIZE, 21)), "ort-cpu", model)
@@ -403,6 +422,29 @@ def test_a_tensor_read_twice_on_one_grid_is_quantized_once():
     for step in TARGETS["ort-cpu"].passes():
         graph = step(graph).model
     assert Counter(node.op_type for node in graph.graph)["QuantizeLinear"] == 2
+
+
+def test_a_softmax_over_the_tokens_of_which_one_is_read_has_all_of_them():
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = QuantLinear(None, torch.nn.Parameter(torch.randn(6)))
+            self.linear.weight_quantizer = coded(torch.randn(6, 4), 4)
+            self.linear.input_quantizer = UniformQuantizer(QuantSpec(4), torch.tensor(0.25), torch.tensor(7.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x).transpose(1, 3).softmax(-1).transpose(1, 3)[:, 0]
+
+    torch.manual_seed(0)
+    model = Pooled()
+    graph = trace(model, {"linear": model.linear}, (3, 5, 4), 21)
+    for step in (*TARGETS["ort-cpu"].passes(), *after_lowering()):
+        graph = step(graph).model
+    image = torch.randn(2, 3, 5, 4)
+    session = open_session(ir.serde.serialize_model(graph).SerializeToString())
+    (found,) = session.run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(image).numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", ANY_RECIPE)

@@ -131,12 +131,14 @@ def test_a_size_that_is_a_multiple_of_the_batch_is_found_again():
     ]
     model = whole_graph(nodes, ["4*batch", 3, 2, 2], sizes=np.array([-1, 3, 2, 2]))
     for node in model.graph:
-        node.outputs[0].shape = ir.Shape(["4*batch", 3, 2, 2])
-    proto = onnx.shape_inference.infer_shapes(ir.serde.serialize_model(FixBatch()(model).model), data_prop=True)
+        node.outputs[0].shape, node.outputs[0].type = ir.Shape(["4*batch", 3, 2, 2]), ir.TensorType(ir.DataType.FLOAT)
+    fixed = ir.serde.serialize_model(FixBatch()(model).model)
+    assert b"batch" not in fixed.SerializeToString()
+    proto = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     for value in (*proto.graph.value_info, *proto.graph.output):
-        assert [(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim] == [
-            ("", size) for size in (4, 3, 2, 2)
-        ]
+        if value.name in ("windows", "logits"):
+            sizes = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            assert sizes == [4, 3, 2, 2], value.name
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -147,10 +149,13 @@ def test_a_norm_that_is_wrong_before_or_after_annotation_is_found(run, tmp_path,
 
     def broken(self, model):
         result = call(self, model)
-        name = "blocks.0.norm1.weight" + ("" if moment == "before" else "/16-bit.codes")
+        name, factor = {
+            "before": ("blocks.0.norm1.weight", 0.99),
+            "after": ("blocks.0.norm1.weight/16-bit.codes", 0.25),
+        }[moment]
         value = result.model.graph.initializers[name]
         array = value.const_value.numpy().copy()
-        array[7] = array[7] * 0.99
+        array[7] = array[7] * factor
         value.const_value = ir.Tensor(array, name=name)
         return result
 

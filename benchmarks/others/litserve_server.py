@@ -17,11 +17,12 @@ class Classifier(litserve.LitAPI):
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
         self.image = self.session.get_inputs()[0]
+        self.dtype = np.uint8 if self.image.type == "tensor(uint8)" else np.float32
 
     def decode_request(self, request: Request) -> np.ndarray:
         """The tensor in a form's field."""
         content = request["image"].file.read()
-        return np.frombuffer(content, dtype=np.float32).reshape(-1, *self.image.shape[1:])
+        return np.frombuffer(content, dtype=self.dtype).reshape(-1, *self.image.shape[1:])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The logits."""

@@ -20,11 +20,12 @@ class Classifier(MLModel):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+        self.dtype = np.uint8 if self.session.get_inputs()[0].type == "tensor(uint8)" else np.float32
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """The logits of a tensor."""
-        images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), dtype=np.float32)
+        images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), dtype=self.dtype)
         logits = self.session.run(None, {"image": images})[0]
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", logits)])
 

@@ -330,8 +330,9 @@ def test_more_of_a_refused_body_than_is_dropped_ends_the_connection(monkeypatch,
     monkeypatch.setattr(exchange, "DROPPED", 3000)
     few, many = (form(bytes(size), path="/refuse") for size in (2000, 6000))
     last = LIVE.replace(b"Host", b"Connection: close\r\nHost")
-    said = talk([few + last], [many + last])
-    assert [answers.count(b"HTTP/1.1 200 OK") for answers in said] == [2, 1]
+    unfinished = post(bytes(3500), "Content-Length: 6000", path="/refuse", length=False)
+    said = talk([few + last], [many + last], [unfinished])
+    assert [answers.count(b"HTTP/1.1 ") for answers in said] == [2, 1, 1]
 
 
 def test_a_request_is_over_when_the_client_hangs_up_on_its_answer():

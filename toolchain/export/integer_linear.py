@@ -1,4 +1,4 @@
-"""Integer products with the bias inside, as ONNX Runtime's own operator."""
+"""Integer products of a weight, with the bias inside, as ONNX Runtime's own operator."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ OPERATOR = "MatMulIntegerToFloat"
 
 @final
 class FuseIntegerLinear(ir.passes.InPlacePass):
-    """``DequantizeLinear, DequantizeLinear -> MatMul -> Add`` of constants becomes one MatMulIntegerToFloat.
+    """``DequantizeLinear, DequantizeLinear -> MatMul (-> Add)`` of constants becomes one MatMulIntegerToFloat.
 
-    That is what ONNX Runtime makes of the first three by itself; the bias it leaves out, as an Add that passes over
-    all activations again (and that pairs with Gelu into the slower BiasGelu, or with MatMul into a float Gemm where
-    the batch is fixed). Inside the operator it costs nothing.
+    That is what ONNX Runtime makes of the first three by itself, but for two cases. The bias it leaves out, as an Add
+    that passes over all activations again (and that pairs with Gelu into the slower BiasGelu, or with MatMul into a
+    float Gemm where the batch is fixed); inside the operator it costs nothing. And a product without bias it leaves in
+    float where only a signed QuantizeLinear reads it, as that of a key.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every such product."""
         fused = 0
         for node in model.graph:
-            if node.op_type == "MatMul" and (add := _bias(node)) is not None and _is_integer(node):
-                _fuse(model.graph, node, add)
+            if node.op_type == "MatMul" and _is_integer(node):
+                _fuse(model.graph, node, _bias(node))
                 fused += 1
         if fused:
             model.graph.opset_imports[MICROSOFT] = 1
@@ -55,14 +56,17 @@ def _is_integer(product: ir.Node) -> bool:
     return scalar and codes is not None and codes.const_value is not None
 
 
-def _fuse(graph: ir.Graph, product: ir.Node, add: ir.Node) -> None:
+def _fuse(graph: ir.Graph, product: ir.Node, add: ir.Node | None) -> None:
     left, right = (value.producer() for value in product.inputs if value is not None)
     assert left is not None and right is not None and product.name is not None
     emit = Emitter(graph, product.name.rpartition("/")[0])
     pairs = zip(left.inputs, right.inputs, strict=True)
-    bias = emit.constant(f"{emit.layer}.bias.flat", _array(add.inputs[1]).reshape(-1), ir.DataType.FLOAT)
-    result = emit.op(OPERATOR, [*(value for pair in pairs for value in pair), bias], domain=MICROSOFT)
-    emit.replace([add, product], result)
+    inputs = [value for pair in pairs for value in pair]
+    if add is not None:
+        flat = _array(add.inputs[1]).reshape(-1)
+        inputs.append(emit.constant(f"{emit.layer}.bias.flat", flat, ir.DataType.FLOAT))
+    result = emit.op(OPERATOR, inputs, domain=MICROSOFT)
+    emit.replace([product] if add is None else [add, product], result)
 
 
 def _array(constant: ir.Value | None) -> np.ndarray:

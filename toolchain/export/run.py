@@ -23,6 +23,7 @@ from .build import build_float, build_quantized, calibrated, with_raw_image
 from .check import (
     FLOAT_SNR_DB,
     HALF_SNR_DB,
+    SIXTEEN_BITS_SNR_DB,
     check_float_parity,
     check_parity,
     check_raw_image,
@@ -110,8 +111,7 @@ def export_run(
         check_stored(proto, tensors, bits)
         companions = chosen.companions(proto)
         del proto
-        if not passes:
-            check_unrounded(files, floats, quantized, batch)
+        check_unrounded(files, floats, quantized, batch, SIXTEEN_BITS_SNR_DB if passes else FLOAT_SNR_DB)
         agreement = check_parity(floats, quantized, batch)
         if image == "uint8":
             check_raw_image(written, floats, pixels, batch)

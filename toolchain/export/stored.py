@@ -165,7 +165,7 @@ class StoredLayers:
 
     def _bias(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
         product = self._product(layer)
-        if product.op_type == OPERATOR:
+        if product.op_type == OPERATOR and len(product.input) > 6:
             return self._addend(product.input[6])
         if product.op_type == "Conv" and len(product.input) > 2:
             return self._addend(product.input[2])

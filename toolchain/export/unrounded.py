@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .annotate import PART
 from .integer_linear import OPERATOR
 
 ZERO = "/zero_point.float"
 
 
 def without_rounding(model: onnx.ModelProto, layers: Sequence[str], folder: Path | None = None) -> onnx.ModelProto:
-    """A copy of a lowered ``model`` in which the activations of ``layers`` keep their float values.
+    """A copy of a lowered ``model`` in which the activations of ``layers``, and those between them, keep their values.
 
     ``QuantizeLinear(x, s, z)`` becomes ``x / s + z``, ``DequantizeLinear(q, s, z)`` becomes ``(q - z) s``, also inside
     a fused product; rounding and clipping go. Scales and zero points stay where they are, so that two that do not fit
@@ -43,7 +44,7 @@ def without_rounding(model: onnx.ModelProto, layers: Sequence[str], folder: Path
         if (
             continuous is None
             or (node.op_type in GRIDS and node.input[0] in fixed)
-            or not node.name.startswith(prefixes)
+            or not (node.name.startswith(prefixes) or f"/{PART}/" in node.name)
         ):
             nodes.append(node)
             continue
@@ -99,8 +100,9 @@ def _identity(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    codes, weight, scale, weight_scale, zero, weight_zero, bias = node.input
-    left, right, product = (f"{node.output[0]}/{part}" for part in ("left", "right", "product"))
+    codes, weight, scale, weight_scale, zero, weight_zero, *bias = node.input
+    left, right = (f"{node.output[0]}/{part}" for part in ("left", "right"))
+    product = f"{node.output[0]}/product" if bias else node.output[0]
     dequantize = helper.make_node("DequantizeLinear", [codes, scale, zero], [left], f"{node.name}/left")
     return [
         *_multiplied(dequantize),
@@ -108,7 +110,7 @@ def _product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             "DequantizeLinear", [weight, weight_scale, weight_zero], [right], f"{node.name}/right", axis=1
         ),
         helper.make_node("MatMul", [left, right], [product], f"{node.name}/product"),
-        helper.make_node("Add", [product, bias], list(node.output), node.name),
+        *(helper.make_node("Add", [product, addend], list(node.output), node.name) for addend in bias),
     ]
 
 
