@@ -22,29 +22,24 @@ from torch import Tensor, nn
 
 from fimaq.toolchain.nn import QuantLayer, quantizer_slots
 from fimaq.toolchain.quantizers import AdaRoundWeight, UniformQuantizer, random_mask
+from fimaq.toolchain.quantizers.uniform import _FakeQuantize
 from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.reconstruct.precision import matmul_precision
 
 
-class _Compilable(torch.autograd.Function):
-    """``quantizers.uniform``'s fake quantization without in-place results."""
+class _Compilable(_FakeQuantize):
+    """The product's fake quantization, its backward included, with a forward that writes no result in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor) -> Tensor:
-        """Quantize and dequantize where ``keep`` is 0."""
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmax: int, keep: Tensor | None) -> Tensor:
+        """Quantize and dequantize ``x`` (any shape) where ``keep`` is 0; same shape."""
+        assert keep is not None
         places = torch.round(x / scale) + zero_point
         codes = places.clamp(0, qmax)
         passed = torch.maximum((places == codes).to(x.dtype), keep)
         y = torch.lerp((codes - zero_point) * scale, x, keep)
         ctx.save_for_backward(x, y, passed, scale)
         return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it loosely
-        """Gradients of ``x`` and ``scale``."""
-        x, y, passed, scale = ctx.saved_tensors
-        by_x = grad * passed if ctx.needs_input_grad[0] else None
-        return by_x, ((y - passed * x) * grad).sum_to_size(scale.shape) / scale, None, None, None
 
 
 class Masked(nn.Module):
