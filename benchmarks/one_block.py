@@ -23,12 +23,16 @@ from fimaq.toolchain.spec import QuantSpec
 class Marks:
     """An objective that notes when each step begins, in seconds; its loss is the mean square."""
 
+    settled = True
+
     def __init__(self) -> None:
         self.clock: list[float] = []
         self.processor: list[float] = []
 
     def before_step(self, step: int, block: Any, cache: BlockCache) -> None:
-        """Note the times."""
+        """Note the times, of a GPU once it has done what it was given."""
+        if cache.target.device.type == "cuda":
+            torch.cuda.synchronize()
         self.clock.append(time.perf_counter())
         self.processor.append(time.process_time())
 
@@ -52,7 +56,7 @@ class OneBlock:
     cache: BlockCache
 
 
-def one_block(model_name: str, block_name: str, batch_size: int, threads: int) -> OneBlock:
+def one_block(model_name: str, block_name: str, batch_size: int, threads: int, device: str = "cpu") -> OneBlock:
     """The block ``block_name`` behind the network in front of it, on ``batch_size`` random images."""
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -60,9 +64,9 @@ def one_block(model_name: str, block_name: str, batch_size: int, threads: int) -
     torch.manual_seed(0)
     module = timm.create_model(model_name)
     size = module.pretrained_cfg["input_size"]
-    model = wrap(module, size)
+    model = wrap(module, size).to(device)
     number = [block.name for block in model.blocks].index(block_name)
-    x = torch.randn(batch_size, *size)
+    x = torch.randn(batch_size, *size, device=device)
     block = model.blocks[number]
     with torch.no_grad():
         for before in model.blocks[:number]:
@@ -71,7 +75,7 @@ def one_block(model_name: str, block_name: str, batch_size: int, threads: int) -
     return OneBlock(block, {name: model.layers[name] for name in model.block_layers[block.name]}, x, cache)
 
 
-def give_grids(layers: dict[str, QuantLayer], weight_bits: int, bits: int) -> None:
+def give_grids(layers: dict[str, QuantLayer], weight_bits: int, bits: int, device: str = "cpu") -> None:
     """Put grids into the layers as after a calibration: 2.5 standard deviations of a weight, and of a unit normal."""
     for layer in layers.values():
         for slot in quantizer_slots(layer):
@@ -81,4 +85,5 @@ def give_grids(layers: dict[str, QuantLayer], weight_bits: int, bits: int) -> No
             else:
                 spec = QuantSpec(bits)
                 scale = torch.tensor(5 / spec.qmax)
-            setattr(layer, slot, UniformQuantizer(spec, scale, torch.full_like(scale, (spec.qmax + 1) // 2)))
+            grid = UniformQuantizer(spec, scale, torch.full_like(scale, (spec.qmax + 1) // 2))
+            setattr(layer, slot, grid.to(device))

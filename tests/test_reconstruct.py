@@ -341,6 +341,8 @@ def test_each_image_is_weighed_by_its_own_gradient():
 class Recorder:
     """An objective that keeps what it is given; its loss is ``gain`` times the output's sum."""
 
+    settled = True
+
     def __init__(self, gain: float = 0.0) -> None:
         self.gain = gain
         self.batches: list[Tensor] = []

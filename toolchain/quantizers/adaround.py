@@ -81,7 +81,7 @@ class AdaRoundWeight(Quantizer):
         return _SoftWeight.apply(self.alpha, self.floor, self.scale, self.zero_point, self.spec.qmax)
 
     @torch.no_grad()
-    def regularizer_gradient(self, beta: float) -> Float[Tensor, "o ..."]:
+    def regularizer_gradient(self, beta: float | Float[Tensor, ""]) -> Float[Tensor, "o ..."]:
         """Gradient by alpha of ``sum(1 - |2h - 1|^beta)``, which pushes h to 0 or 1 (AdaRound eq. 24).
 
         ``-2 beta sign(2h - 1) |2h - 1|^(beta - 1) h'``; the sum itself is never needed.

@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from ..distributed.ranks import ALONE, Ranks
 from ..distributed.share import Share
 from ..nn import QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Task
-from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, random_mask, without_drop
+from ..quantizers import AdaRoundWeight, CodedWeight, DropQuantizer, UniformQuantizer, without_drop
 from ..recipe import Recipe
+from .batch import Batch, mixed_batch
 from .cache import BlockCache
+from .captured import CapturedStep, Step, make_graph, side_stream
 from .objective import Objective
 from .optimizer import BlockOptimizer
 from .precision import matmul_precision
@@ -44,42 +45,47 @@ def reconstruct_block(
     the quantized and the float prefix element by element, with each activation element inside left float at random
     (QDrop). Adam throughout; scales follow a cosine to 0; zero points stay.
 
-    All of ``ranks`` draw the same batch and masks, each runs its share of the images, and gradients are summed.
+    All of ``ranks`` draw the same batch and masks, each runs its share of the images, and gradients are summed. No step
+    waits for the device, so what is logged of them is logged after the last.
     """
     config = recipe.reconstruct
     device = _device(layers)
     generator = torch.Generator(device)
     share = ranks.share(config.batch_size)
+    make = make_graph(ranks, device)
     with (
         matmul_precision(config.matmul_precision),
+        side_stream(device),
         learning(layers, config.drop_inside, generator, share) as (weights, drops),
     ):
-        optimizer = BlockOptimizer(weights, drops, config, ranks)
+        optimizer = BlockOptimizer(weights, drops, config, ranks, recordable=make is not None)
+
+        def descend(batch: Batch) -> Tensor:
+            loss = objective.loss(module(batch.x), batch.target, batch.images) * (len(share) / share.of)
+            optimizer.step(loss)
+            return loss.detach()
+
+        def fall_back(reason: str) -> None:
+            log({"event": "fallback", "block": name, "step": step, "reason": reason})
+
+        take: Step = descend
+        if make is not None:
+            take = CapturedStep(descend, objective, optimizer, generator, make, fall_back)
         losses = torch.zeros(config.iterations, device=device)
         for step in range(config.iterations):
             with without_drop(drops):
                 note = objective.before_step(step, module, cache)
             if note is not None:
-                log({"event": "fallback", "block": name, "step": step, "reason": note})
+                fall_back(note)
             seed_at(generator, recipe.seed, name, step)
             images = draw_batch(generator, len(cache.target), config.batch_size)[share.rows]
-            output, target = mixed_output(module, cache, images, config.quantized_input, generator, share)
-            loss = objective.loss(output, target, images) * (len(share) / share.of)
-            losses[step] = loss.detach()
-            beta = rounding_beta(step, config)
-            optimizer.step(loss, beta)
+            optimizer.prepare(step)
+            losses[step] = take(mixed_batch(cache, images, config.quantized_input, generator, share))
             task.advance(1, block=name)
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.iterations:
-                log(
-                    {
-                        "event": "step",
-                        "block": name,
-                        "step": step + 1,
-                        "loss": float(ranks.total(losses[step])),
-                        "beta": beta,
-                    }
-                )
-    losses = ranks.total(losses)
+        losses = ranks.total(losses)
+    for done, loss in enumerate(losses.tolist(), 1):
+        if done % LOG_EVERY == 0 or done == config.iterations:
+            log({"event": "step", "block": name, "step": done, "loss": loss, "beta": rounding_beta(done - 1, config)})
     tenth = max(1, config.iterations // 10)
     return float(losses[:tenth].mean()), float(losses[-tenth:].mean())
 
@@ -88,23 +94,6 @@ def _device(layers: dict[str, QuantLayer]) -> torch.device:
     """Where the block computes."""
     layer = next(iter(layers.values()))
     return getattr(layer, quantizer_slots(layer)[0]).scale.device
-
-
-def mixed_output(
-    module: Callable[[Tensor], Tensor],
-    cache: BlockCache,
-    images: Int[Tensor, "b"],
-    quantized_input: float,
-    generator: torch.Generator,
-    share: Share | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Output for ``images`` whose inputs mix the quantized and the float prefix element by element, and target.
-
-    ``images`` are ``share`` of the batch that the mix is drawn for; None: all of it.
-    """
-    clean, quant, target = cache.batch(images)
-    x = torch.lerp(clean, quant, random_mask(clean.shape, quantized_input, generator, share))
-    return module(x), target
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How much memory a quantization will take, by part, found by running a piece of it on one and on two images."""
+"""How much memory a quantization will take, by part, found by running a piece of it on a few images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul, float_layers
 from ..quantizers import UniformQuantizer
 from ..recipe import Recipe
 from ..spec import QuantSpec
-from .block import learning, mixed_output
+from .batch import mixed_batch
+from .block import learning
 from .cache import BlockCache
 from .meter import TensorMeter
 from .objective import FisherObjective, HeadObjective, Objective
@@ -25,6 +26,9 @@ from .probe import CHUNK as PROBE_CHUNK
 from .stopwatch import Stopwatch
 from .store import FLOAT, RamStore
 from .tail import tail_after
+
+FEW, MORE = 4, 8
+"""Images of the two runs. With fewer, what a small model's weights take for themselves hides what an image takes."""
 
 ROW_BYTES = 48
 """Of a probe's row, per element: two rows, their factor, and in float64 what the factor is made of."""
@@ -120,9 +124,10 @@ def _at(line: tuple[int, int], images: int) -> int:
 def _blocks(model: QuantModel, input_size: tuple[int, int, int], recipe: Recipe) -> list[_Needs]:
     """Needs of every block; blocks of one shape are run once."""
     steps = min(1, recipe.reconstruct.iterations)
-    settings = replace(recipe, reconstruct=replace(recipe.reconstruct, iterations=steps, batch_size=1))
+    alone = replace(recipe.reconstruct, iterations=steps, batch_size=1, warmup=0.0)  # a step with everything in it
+    settings = replace(recipe, reconstruct=alone)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *input_size, generator=generator)
+    x = torch.randn(MORE, *input_size, generator=generator)
     known: dict[object, _Needs] = {}
     found = []
     for number, block in enumerate(model.blocks):
@@ -132,8 +137,8 @@ def _blocks(model: QuantModel, input_size: tuple[int, int, int], recipe: Recipe)
         shapes = [getattr(layer, "weight", torch.empty(0)).shape for layer in layers.values()]
         key = (x.shape, y.shape, *shapes)
         if key not in known:
-            one, two = (_run(model, number, layers, settings, x[:n], y[:n], generator) for n in (1, 2))
-            lines = [_line(*peaks) for peaks in zip(one, two, strict=True)]
+            few, more = (_run(model, number, layers, settings, x[:n], y[:n], generator) for n in (FEW, MORE))
+            lines = [_line(*peaks) for peaks in zip(few, more, strict=True)]
             known[key] = _Needs(lines[0], lines[1], lines[2], _search(layers), y[0].numel())
         found.append(known[key])
         x = y
@@ -154,10 +159,10 @@ def _read(layer: QuantLinear | QuantConv2d) -> int:
     return layer.weight[0].numel()
 
 
-def _line(one: int, two: int) -> tuple[int, int]:
-    """Through the peaks of one and two images."""
-    each = max(0, two - one)
-    return one - each, each
+def _line(few: int, more: int) -> tuple[int, int]:
+    """Through the peaks of both runs."""
+    each = max(0, more - few) // (MORE - FEW)
+    return few - FEW * each, each
 
 
 def _run(
@@ -194,13 +199,11 @@ def _run(
             objective.before_step(0, block.module, cache := BlockCache(x, x, y))
             probe = meter.peak
             meter.restart()
-            images = torch.arange(len(x))
+            optimizer.prepare(0)
             for _ in range(2):  # the second also holds Adam's moments and what the first gave
-                output, target = mixed_output(
-                    block.module, cache, images, recipe.reconstruct.quantized_input, generator
-                )
-                loss = objective.loss(output, target, images)
-                optimizer.step(loss, recipe.reconstruct.beta_end)
+                batch = mixed_batch(cache, torch.arange(len(x)), recipe.reconstruct.quantized_input, generator)
+                output = block.module(batch.x)
+                optimizer.step(objective.loss(output, batch.target, batch.images))
             return forward, meter.peak, probe
 
 

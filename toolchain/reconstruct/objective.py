@@ -25,6 +25,10 @@ class Objective(Protocol):
     def before_step(self, step: int, block: Callable[[Tensor], Tensor], cache: BlockCache) -> str | None:
         """Called before each step with the block as quantized now; returns something worth logging, or None."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether ``loss`` stays the same function, without a look at its values, until ``before_step`` changes it."""
+
     def loss(self, output: Tensor, target: Tensor, batch: Tensor) -> Tensor:
         """Scalar loss, a mean over the images of a batch; ``batch`` holds their numbers in the cache."""
 
@@ -36,6 +40,11 @@ class HeadObjective:
     def before_step(self, step: int, block: Callable[[Tensor], Tensor], cache: BlockCache) -> str | None:
         """Nothing to prepare."""
         return None
+
+    @property
+    def settled(self) -> bool:
+        """Always."""
+        return True
 
     def loss(self, output: Float[Tensor, "b classes"], target: Float[Tensor, "b classes"], batch: Tensor) -> Tensor:
         """KL divergence of the quantized head from the float one."""
@@ -81,6 +90,11 @@ class FisherObjective:
             )
             self.fisher.update(error, gradient, torch.arange(n, device=error.device))
         return self.fisher.fallback
+
+    @property
+    def settled(self) -> bool:
+        """Whether what the loss is relative to has been found since the last probe."""
+        return self.fisher.settled
 
     def loss(self, output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], batch: Tensor) -> Tensor:
         """The normalised quadratic form of the output error."""

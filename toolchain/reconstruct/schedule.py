@@ -1,6 +1,8 @@
-"""When things happen in a reconstruction: the rounding regulariser's annealing and the Fisher probes."""
+"""When things happen in a reconstruction: the rounding regulariser's annealing, the rates, the Fisher probes."""
 
 from __future__ import annotations
+
+import math
 
 from ..recipe import FisherConfig, ReconstructConfig
 
@@ -12,6 +14,11 @@ def rounding_beta(step: int, recipe: ReconstructConfig) -> float | None:
         return None
     remaining = max(0.0, 1 - (step - begin) / (recipe.iterations - begin))
     return recipe.beta_end + (recipe.beta_start - recipe.beta_end) * remaining
+
+
+def scale_rate(step: int, recipe: ReconstructConfig) -> float:
+    """The learning rate of activation scales at ``step``: a cosine from the recipe's to 0."""
+    return recipe.scale_lr * (1 + math.cos(math.pi * step / recipe.iterations)) / 2
 
 
 def probe_steps(fisher: FisherConfig, wanted: int | None, iterations: int) -> list[int]:
