@@ -316,9 +316,9 @@ def free(monkeypatch: pytest.MonkeyPatch, memory: int | None, disk: int, device:
         ("cpu", 1573 * MB, 0, 0, "ram", 0),  # 1.2 times 1,310
         ("cpu", 1571 * MB, 1321 * MB, 0, "disk", 1),  # 1.2 times 1,100 on disk, 210 in memory
         ("cpu", None, 0, 0, "ram", 0),  # a system that does not tell
-        ("cuda", 0, 0, 1633 * MB, "device", 0),  # 1.2 times 1,360
-        ("cuda", 1201 * MB, 0, 1631 * MB, "ram", 1),  # a probe stays on the device
-        ("cuda", 1199 * MB, 1201 * MB, 433 * MB, "disk", 2),
+        ("cuda", 0, 0, 1873 * MB, "device", 0),  # 1.2 times 1,560: a recorded step stays on the device
+        ("cuda", 1201 * MB, 0, 1871 * MB, "ram", 1),  # a probe stays on the device
+        ("cuda", 1199 * MB, 1201 * MB, 673 * MB, "disk", 2),
     ],
 )
 def test_auto_takes_the_first_place_with_room(device, memory, disk, on_device, chosen, passed, monkeypatch, tmp_path):
@@ -341,7 +341,7 @@ def test_auto_takes_the_first_place_with_room(device, memory, disk, on_device, c
         ("ram", "cpu", 999 * MB, 9999 * MB, r"wanted 1\.57 GB of memory .*free are 1\.00 GB\. Give --cache disk"),
         ("device", "cpu", 999 * MB, 9999 * MB, "--cache ram does not fit"),
         ("disk", "cpu", 9999 * MB, 99 * MB, r"wanted 1\.32 GB of disk .*Free some space beside -o"),
-        ("device", "cuda", 9999 * MB, 9999 * MB, r"wanted 1\.63 GB of device .*Give --cache ram or --cache disk"),
+        ("device", "cuda", 9999 * MB, 9999 * MB, r"wanted 1\.87 GB of device .*Give --cache ram or --cache disk"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_numbers(asked, device, memory, disk, message, monkeypatch, tmp_path):

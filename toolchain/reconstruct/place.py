@@ -94,8 +94,9 @@ def _needs(place: Place, estimate: MemoryEstimate, device: torch.device) -> dict
     if device.type == "cpu":
         stored = {"memory": estimate.stored, "disk": 0} if place == "ram" else {"memory": 0, "disk": estimate.stored}
         return stored | {"memory": stored["memory"] + estimate.fixed - estimate.model + LIBRARIES}
-    # Sums over the images of a probe are made on the device, so its data is there wherever the caches are.
-    needs = {"device": estimate.fixed + estimate.probes, "memory": 0, "disk": 0}
+    # Sums over the images of a probe are made on the device, so its data is there wherever the caches are; and a step
+    # that was recorded as a CUDA graph keeps its memory meanwhile.
+    needs = {"device": estimate.fixed + estimate.step + estimate.probes, "memory": 0, "disk": 0}
     needs[{"device": "device", "ram": "memory", "disk": "disk"}[place]] += estimate.caches
     return needs
 
