@@ -84,9 +84,9 @@ def main() -> None:
     ratios = [slow / quick for slow, quick in zip(plain, fast, strict=True)]
     sys.stdout.write(
         f"{arguments.model} {arguments.block}, batch {arguments.batch_size}, {where}, {arguments.threads} thread(s): "
-        f"{statistics.median(fast):.0f} ms a step, plain {statistics.median(plain):.0f} ms "
+        f"{statistics.median(fast):.3g} ms a step, plain {statistics.median(plain):.3g} ms "
         f"({statistics.median(ratios):.2f} times, {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} turns), "
-        f"float forward and backward {statistics.median(floating):.0f} ms\n"
+        f"float forward and backward {statistics.median(floating):.3g} ms\n"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +29,15 @@ from fimaq.toolchain.recipe import Recipe
 from fimaq.toolchain.reconstruct import block as stepping
 from fimaq.toolchain.reconstruct.block import reconstruct_block
 from fimaq.toolchain.reconstruct.cache import BlockCache
-from fimaq.toolchain.reconstruct.captured import make_graph
+from fimaq.toolchain.reconstruct.captured import CudaGraph, _first_line, make_graph
 from fimaq.toolchain.reconstruct.objective import FisherObjective, HeadObjective
 from fimaq.toolchain.reconstruct.stopwatch import Stopwatch
-from fimaq.toolchain.reconstruct.store import RamStore
+from fimaq.toolchain.reconstruct.store import make_store
 from fimaq.toolchain.reconstruct.tail import tail_after
 
 IMAGES, STEPS = 12, 30
+LAST_BETA = 2.75
+"""From 20 at step 6 to 2 at step 30, at step 29."""
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
@@ -53,11 +56,14 @@ class Recording(TorchDispatchMode):
         self.tape: list[tuple[Any, Any, Any, Any]] = []
         self.written: list[tuple[Tensor, Tensor]] = []
         self.made: set[int] = set()
+        self.drawn: dict[torch.Generator, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
+        if (generator := kwargs.get("generator")) is not None:
+            self.drawn.setdefault(generator, generator.get_state())
         if func._schema.is_mutable:
             for tensor in tensors((*args, *kwargs.values())):
                 if tensor.untyped_storage()._cdata not in self.made:
@@ -74,19 +80,19 @@ class Tape:
 
     recorded = replayed = 0
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
+    def __init__(self, device: torch.device) -> None:
         self.tape: list[tuple[Any, Any, Any, Any]] = []
+        self.drawn: dict[torch.Generator, Tensor] = {}
 
     def record(self, body: Callable[[], Tensor]) -> Tensor:
-        place = self.generator.get_state()
         with Recording() as recording:
             out = body()
-        self.generator.set_state(place)
+        for generator, place in recording.drawn.items():
+            generator.set_state(place)
         with torch.no_grad():
             for tensor, value in reversed(recording.written):
                 tensor.copy_(value)
-        self.tape = recording.tape
+        self.tape, self.drawn = recording.tape, recording.drawn
         type(self).recorded += 1
         return out
 
@@ -167,11 +173,11 @@ def learn(recipe: Recipe, number: int = 1, device: str = "cpu") -> tuple[dict[st
         target = block.module(x)
         logits = tail_after(model, number)(target)
     quant = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(device)
-    watch = Stopwatch(torch.device(device))
+    watch, store = Stopwatch(torch.device(device)), make_store("device", torch.device(device), Path())
     objective = (
         HeadObjective()
         if block.kind == "head"
-        else FisherObjective(recipe, tail_after(model, number), logits[: recipe.fisher.samples], RamStore(), watch)
+        else FisherObjective(recipe, tail_after(model, number), logits[: recipe.fisher.samples], store, watch)
     )
     log: list[dict[str, Any]] = []
     with NullProgress().task("", 0) as task:
@@ -194,6 +200,7 @@ def require_equal(ours: tuple[dict, list], theirs: tuple[dict, list]) -> None:
         torch.testing.assert_close(ours[0][name], value, rtol=1e-5, atol=0, msg=name)
     assert [row["event"] for row in ours[1]] == ["step"]
     assert {**ours[1][0], "loss": 0} == {**theirs[1][0], "loss": 0}
+    assert (ours[1][0]["step"], ours[1][0]["beta"]) == (STEPS, pytest.approx(LAST_BETA))
     assert ours[1][0]["loss"] == pytest.approx(theirs[1][0]["loss"], rel=1e-4)
 
 
@@ -204,6 +211,8 @@ def require_equal(ours: tuple[dict, list], theirs: tuple[dict, list]) -> None:
     [
         (0, "dplr", 4, 3),
         (1, "dplr", 4, 3),
+        (1, "diagonal", 4, 3),
+        (1, "low-rank", 4, 3),
         (1, "brecq", 2, 1),
         (1, "rank-one", 2, 1),
         (1, "mse", 2, 1),
@@ -249,7 +258,8 @@ class Baked(Tape):
     """Draws, each time, what it drew when it was recorded."""
 
     def replay(self) -> None:
-        self.generator.manual_seed(0)
+        for generator, place in self.drawn.items():
+            generator.set_state(place)
         super().replay()
 
 
@@ -272,11 +282,21 @@ def test_a_recording_that_does_something_else_is_not_used(monkeypatch, graph):
     require_equal((learned, log[1:]), learn(recipe))
 
 
-def test_only_one_process_on_cuda_records():
+def test_one_process_on_cuda_with_a_new_torch_records(monkeypatch):
     cuda = torch.device("cuda")
+    monkeypatch.setattr(torch, "__version__", "2.14.0+cu130")
+    assert make_graph(ALONE, cuda) is CudaGraph
     assert make_graph(ALONE, torch.device("cpu")) is None
     assert make_graph(Ranks(Launch(0, 2, 0, 2)), cuda) is None
-    assert make_graph(ALONE, cuda) is not None
+    monkeypatch.setattr(torch, "__version__", "2.13.1")
+    assert make_graph(ALONE, cuda) is None
+
+
+def test_the_reason_is_what_went_wrong_first():
+    raised = RuntimeError("a recording failed")
+    raised.__context__ = RuntimeError("first\nsecond line")
+    assert _first_line(raised) == "first"
+    assert _first_line(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.gpu

@@ -23,10 +23,6 @@ class Batch:
     x: Float[Tensor, "b ..."]
     target: Float[Tensor, "b ..."]
 
-    def clone(self) -> Batch:
-        """The same values in tensors of their own."""
-        return Batch(self.images.clone(), self.x.clone(), self.target.clone())
-
     def copy_(self, other: Batch) -> None:
         """Take the values of ``other`` into these tensors."""
         for mine, value in ((self.images, other.images), (self.x, other.x), (self.target, other.target)):
@@ -40,7 +36,7 @@ def mixed_batch(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Batch:
-    """The batch of ``images``, whose inputs mix the quantized and the float prefix element by element.
+    """The batch of ``images`` in new tensors, whose inputs mix the quantized and the float prefix element by element.
 
     ``images`` are ``share`` of the batch that the mix is drawn for; None: all of it.
     """

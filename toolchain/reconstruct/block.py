@@ -45,8 +45,8 @@ def reconstruct_block(
     the quantized and the float prefix element by element, with each activation element inside left float at random
     (QDrop). Adam throughout; scales follow a cosine to 0; zero points stay.
 
-    All of ``ranks`` draw the same batch and masks, each runs its share of the images, and gradients are summed. No step
-    waits for the device, so what is logged of them is logged after the last.
+    All of ``ranks`` draw the same batch and masks, each runs its share of the images, and gradients are summed. With
+    caches on the device no step waits for it, so what is logged of steps is logged after the last.
     """
     config = recipe.reconstruct
     device = _device(layers)
@@ -126,6 +126,7 @@ def learning(
                     setattr(layer, slot, codes)
                 elif isinstance(quantizer, DropQuantizer):
                     quantizer.quantizer.scale.requires_grad_(False)
+                    quantizer.quantizer.scale.grad = None  # memory of a recorded step
                     setattr(layer, slot, quantizer.quantizer)
 
 

@@ -15,6 +15,7 @@ from typing import Protocol, final
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from ..distributed.ranks import Ranks
 from .batch import Batch
@@ -35,37 +36,36 @@ class Graph(Protocol):
         """Record without running; the tensor returned holds ``body``'s result after each ``replay``."""
 
     def replay(self) -> None:
-        """Run what was recorded, with the values that its tensors and its generator have now."""
+        """Run what was recorded, with the values that its tensors and generators have now."""
 
 
 @final
 class CudaGraph:
-    """A ``torch.cuda.CUDAGraph`` that draws from ``generator``; not to be made on the default stream."""
+    """A ``torch.cuda.CUDAGraph``; not to be made on the default stream."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
 
     def record(self, body: Callable[[], Tensor]) -> Tensor:
         """See ``Graph``. Raises RuntimeError where something in ``body`` cannot be recorded."""
-        stream = torch.cuda.current_stream(self._generator.device)
-        try:
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                return body()
-        except RuntimeError:
-            # The generator still takes itself for one that is being recorded; the state of a new one does not.
-            self._generator.graphsafe_set_state(torch.Generator(self._generator.device).graphsafe_get_state())
-            raise
+        stream = torch.cuda.current_stream(self._device)
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            return body()
 
     def replay(self) -> None:
         """See ``Graph``."""
         self._graph.replay()
 
 
-def make_graph(ranks: Ranks, device: torch.device) -> Callable[[torch.Generator], Graph] | None:
-    """What records steps on ``device``; None where they run as they are: on a CPU, and in a job of many processes."""
-    return CudaGraph if device.type == "cuda" and ranks.size == 1 else None
+def make_graph(ranks: Ranks, device: torch.device) -> Callable[[torch.device], Graph] | None:
+    """What records steps on ``device``; None where they run as they are.
+
+    That is on a CPU, in a job of many processes, and before torch 2.14: older ones record only generators that were
+    registered, and a recording that fails leaves their allocator and generators as if it still went on.
+    """
+    new = TorchVersion(torch.__version__) >= "2.14"
+    return CudaGraph if device.type == "cuda" and ranks.size == 1 and new else None
 
 
 @contextmanager
@@ -76,9 +76,11 @@ def side_stream(device: torch.device) -> Iterator[None]:
         return
     outer, inner = torch.cuda.current_stream(device), _stream(device)
     inner.wait_stream(outer)
-    with torch.cuda.stream(inner):
-        yield
-    outer.wait_stream(inner)
+    try:
+        with torch.cuda.stream(inner):
+            yield
+    finally:
+        outer.wait_stream(inner)
 
 
 @cache
@@ -97,7 +99,7 @@ class CapturedStep:
         objective: Objective,
         optimizer: BlockOptimizer,
         generator: torch.Generator,
-        make: Callable[[torch.Generator], Graph],
+        make: Callable[[torch.device], Graph],
         report: Callable[[str], None],
     ) -> None:
         self._step, self._objective, self._optimizer = step, objective, optimizer
@@ -115,8 +117,9 @@ class CapturedStep:
             self._begun = True  # the first step makes Adam's state
             return self._step(batch)
         if self._batch is None:
-            self._batch = batch.clone()
-        self._batch.copy_(batch)
+            self._batch = batch
+        else:
+            self._batch.copy_(batch)
         if self._graph is None or self._regularized != self._optimizer.regularizes:
             return self._recorded(self._batch)
         self._graph.replay()
@@ -129,14 +132,13 @@ class CapturedStep:
         state = self._optimizer.state()
         place = self._generator.get_state()
         before = [value.clone() for value in state]
-        loss = self._step(batch).clone()
+        loss = self._step(batch)
         after = [value.clone() for value in state]
         moved = [float((new - old).norm()) for new, old in zip(after, before, strict=True)]
         _restore(state, before)
         del before
         try:
-            graph = self._make(self._generator)
-            self._generator.manual_seed(0)  # one that was recorded instead of read would show
+            graph = self._make(self._generator.device)
             self._loss = graph.record(lambda: self._step(batch))
             self._generator.set_state(place)
             graph.replay()
@@ -147,7 +149,7 @@ class CapturedStep:
             worst = max(far / way if way else far for far, way in zip(apart, moved, strict=True))
             reason = f"it ended {worst:.2g} of a step from where it should"
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_line(error)
         self._refused = True
         self._report(f"steps are launched kernel by kernel; recorded as a CUDA graph: {reason}")
         _restore(state, after)
@@ -158,6 +160,13 @@ class CapturedStep:
         if self._loss is not None:
             self._loss.item()
         self._graph = self._loss = None
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong first: that a recording failed is raised over why it did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _restore(state: list[Tensor], values: list[Tensor]) -> None:
