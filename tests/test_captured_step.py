@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+from one_block_vit import IMAGES, calibrated
 from timm.layers import set_fused_attn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fimaq.toolchain.calibrate import calibrate
 from fimaq.toolchain.distributed.launch import Launch
 from fimaq.toolchain.distributed.ranks import ALONE, Ranks
-from fimaq.toolchain.families import QuantModel, wrap
 from fimaq.toolchain.nn import float_layers, quantizer_slots
 from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.recipe import Recipe
@@ -35,7 +33,7 @@ from fimaq.toolchain.reconstruct.stopwatch import Stopwatch
 from fimaq.toolchain.reconstruct.store import make_store
 from fimaq.toolchain.reconstruct.tail import tail_after
 
-IMAGES, STEPS = 12, 30
+STEPS = 30
 LAST_BETA = 2.75
 """From 20 at step 6 to 2 at step 30, at step 29."""
 
@@ -144,25 +142,10 @@ def settings(**fisher: Any) -> Recipe:
     )
 
 
-def calibrated(recipe: Recipe) -> QuantModel:
-    """A ViT of one block, the same each time."""
-    torch.manual_seed(0)
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
-    module = timm.create_model("vit_tiny_patch16_224", **sizes)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    model = wrap(module, (3, 8, 8))
-    calibrate(model, torch.randn(IMAGES, 3, 8, 8), recipe, NullProgress())
-    return model
-
-
 def learn(recipe: Recipe, number: int = 1, device: str = "cpu") -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """What block ``number`` learns, and what is logged of it."""
     model = calibrated(recipe)
     number %= len(model.blocks)
-    for part in model.layers.values():
-        part.to(device)
     model.to(device)
     block = model.blocks[number]
     layers = {name: model.layers[name] for name in model.block_layers[block.name]}

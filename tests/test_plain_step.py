@@ -6,22 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
+from one_block_vit import IMAGES, calibrated
 from timm.layers import set_fused_attn
 from torch import Tensor
 
-from fimaq.toolchain.calibrate import calibrate
-from fimaq.toolchain.families import QuantModel, wrap
+from fimaq.toolchain.families import QuantModel
 from fimaq.toolchain.nn import QuantMatMul, float_layers, quantizer_slots
-from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.quantizers import AdaRoundWeight, UniformQuantizer
 from fimaq.toolchain.recipe import Recipe
 from fimaq.toolchain.reconstruct.block import reconstruct_block
 from fimaq.toolchain.reconstruct.cache import BlockCache
 from fimaq.toolchain.reconstruct.plain import PlainActivation, PlainWeight, reconstruct_plainly
 
-IMAGES, STEPS = 12, 40
+STEPS = 40
 
 
 def settings(**reconstruct: Any) -> Recipe:
@@ -44,19 +42,6 @@ def _fused_attention() -> Iterator[None]:
     set_fused_attn(enable=True, experimental=True)
     yield
     set_fused_attn(enable=True, experimental=False)
-
-
-def calibrated() -> QuantModel:
-    """A ViT of one block, the same each time."""
-    torch.manual_seed(0)
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
-    module = timm.create_model("vit_tiny_patch16_224", **sizes)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    wrapped = wrap(module, (3, 8, 8))
-    calibrate(wrapped, torch.randn(IMAGES, 3, 8, 8), settings(), NullProgress())
-    return wrapped
 
 
 class Square:
@@ -104,10 +89,10 @@ def block_of(model: QuantModel) -> tuple[Any, dict[str, Any], BlockCache]:
 @pytest.mark.parametrize("how", [{}, {"drop_inside": 0.0}, {"round_weight": 0.0}, {"warmup": 0.0}], ids=str)
 def test_the_fast_step_learns_what_the_plain_one_learns(how):
     recipe = settings(**how)
-    block, layers, cache = block_of(calibrated())
+    block, layers, cache = block_of(calibrated(settings()))
     objective, watching = Square(), Watching(layers)
     reconstruct_block(block.name, block.module, layers, cache, objective, recipe, lambda row: None, watching)
-    block, plain, cache = block_of(calibrated())
+    block, plain, cache = block_of(calibrated(settings()))
     losses = reconstruct_plainly(block.name, block.module, plain, cache, Square(), recipe)
     # Float32 sums in another order; Adam divides by the square root of what it sums, near 0 a difference of sign.
     torch.testing.assert_close(torch.tensor(objective.losses), torch.tensor(losses), rtol=2e-3, atol=1e-5)
