@@ -29,7 +29,7 @@ from tabulate import tabulate
 from torch_reference import logits, torch_reference
 
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.parity import Agreement, snr_db
+from fimaq.toolchain.export.checks.parity import Agreement, snr_db
 from fimaq.toolchain.runtime import open_session
 
 

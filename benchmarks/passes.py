@@ -22,9 +22,9 @@ from tabulate import tabulate
 
 from fimaq.toolchain.export.build import build_quantized
 from fimaq.toolchain.export.metadata import Description
-from fimaq.toolchain.export.ort_cpu import OrtCpu
-from fimaq.toolchain.export.qdq import LowerToQdq
-from fimaq.toolchain.export.target import ExportTarget
+from fimaq.toolchain.export.passes.qdq import LowerToQdq
+from fimaq.toolchain.export.targets.ort_cpu import OrtCpu
+from fimaq.toolchain.export.targets.target import ExportTarget
 from fimaq.toolchain.run_folder import load_run
 from fimaq.toolchain.runtime import open_session
 

@@ -27,7 +27,7 @@ from torch_reference import Predict, TorchReference, logits, torch_reference
 
 from fimaq.deploy.gate.statistics import paired_interval
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.parity import Agreement, snr_db
+from fimaq.toolchain.export.checks.parity import Agreement, snr_db
 from fimaq.toolchain.runtime import open_session
 
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")

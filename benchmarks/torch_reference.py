@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fimaq.toolchain.data import open_dataset
-from fimaq.toolchain.export.parity import snr_db, torch_predictor
+from fimaq.toolchain.export.checks.parity import snr_db, torch_predictor
 from fimaq.toolchain.run_folder import load_run
 
 BATCH = 16

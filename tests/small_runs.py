@@ -15,9 +15,9 @@ from timm.models.vision_transformer import ResPostBlock
 
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.calibrate.candidates import grid_from_range
+from fimaq.toolchain.export.passes.tidy import after_lowering, before_lowering
 from fimaq.toolchain.export.targets import TARGETS
-from fimaq.toolchain.export.tidy import after_lowering, before_lowering
-from fimaq.toolchain.export.trace import trace
+from fimaq.toolchain.export.traced.trace import trace
 from fimaq.toolchain.families import QuantModel, wrap
 from fimaq.toolchain.nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul
 from fimaq.toolchain.preprocess import Preprocessing

@@ -19,22 +19,22 @@ from small_runs import CLASSES, PREPROCESSING, SIZE, coded, quantized, save_imag
 from fimaq.toolchain.errors import InputError, UsageError
 from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.export import export_float, export_run
+from fimaq.toolchain.export.checks.kernels import layer_kernels
+from fimaq.toolchain.export.checks.parity import snr_db, torch_predictor
+from fimaq.toolchain.export.checks.stored import stored_differences
+from fimaq.toolchain.export.checks.unrounded import without_rounding
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.integer_linear import MICROSOFT, OPERATOR
-from fimaq.toolchain.export.kernels import layer_kernels
 from fimaq.toolchain.export.metadata import Description
-from fimaq.toolchain.export.ops import DOMAIN
-from fimaq.toolchain.export.ort_cpu import OrtCpu
-from fimaq.toolchain.export.parity import snr_db, torch_predictor
-from fimaq.toolchain.export.qdq import LowerToQdq
-from fimaq.toolchain.export.read_tokens import KeepReadToken
+from fimaq.toolchain.export.passes.integer_linear import MICROSOFT, OPERATOR
+from fimaq.toolchain.export.passes.qdq import LowerToQdq
+from fimaq.toolchain.export.passes.read_tokens import KeepReadToken
+from fimaq.toolchain.export.passes.tidy import after_lowering, before_lowering
+from fimaq.toolchain.export.passes.two_bits import StoreTwoBits
 from fimaq.toolchain.export.run import operand_bits, parity_images
-from fimaq.toolchain.export.stored import stored_differences
 from fimaq.toolchain.export.targets import TARGETS
-from fimaq.toolchain.export.tidy import after_lowering, before_lowering
-from fimaq.toolchain.export.trace import trace
-from fimaq.toolchain.export.two_bits import StoreTwoBits
-from fimaq.toolchain.export.unrounded import without_rounding
+from fimaq.toolchain.export.targets.ort_cpu import OrtCpu
+from fimaq.toolchain.export.traced.ops import DOMAIN
+from fimaq.toolchain.export.traced.trace import trace
 from fimaq.toolchain.families import QuantModel
 from fimaq.toolchain.nn import QuantLinear, QuantMatMul, float_layers
 from fimaq.toolchain.quantizers import UniformQuantizer
@@ -643,7 +643,7 @@ def test_a_file_that_does_not_hold_is_not_written(run, tmp_path, monkeypatch, fa
 
 @pytest.mark.parametrize("level", ["optimised", "not optimised"])
 def test_a_file_that_predicts_otherwise_at_one_level_of_optimisation_is_not_written(run, tmp_path, monkeypatch, level):
-    from fimaq.toolchain.export import check
+    from fimaq.toolchain.export.checks import check
 
     runtime = check._runtime
 
@@ -681,8 +681,8 @@ def test_a_float_model_has_the_same_metadata(tmp_path):
 
 def test_importing_export_loads_no_torch():
     script = (
-        "import sys, fimaq.toolchain.export, fimaq.toolchain.export.kernels, fimaq.toolchain.export.stored, "
-        "fimaq.toolchain.export.targets; print('torch' in sys.modules)"
+        "import sys, fimaq.toolchain.export, fimaq.toolchain.export.checks.kernels, "
+        "fimaq.toolchain.export.checks.stored, fimaq.toolchain.export.targets; print('torch' in sys.modules)"
     )
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout == "False\n"

@@ -14,10 +14,11 @@ from onnx.reference import ReferenceEvaluator
 from fimaq.cli.main import cli
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.evaluate import OrtPredictor
-from fimaq.toolchain.export import check, export_float
+from fimaq.toolchain.export import export_float
+from fimaq.toolchain.export.checks import check
+from fimaq.toolchain.export.checks.parity import snr_db
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.half import ToHalf
-from fimaq.toolchain.export.parity import snr_db
+from fimaq.toolchain.export.passes.half import ToHalf
 
 IMAGES = np.random.default_rng(1).standard_normal((4, 3, 32, 32), dtype=np.float32)
 

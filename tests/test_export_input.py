@@ -20,9 +20,9 @@ from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.errors import UsageError
 from fimaq.toolchain.evaluate import OrtPredictor, evaluate
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.activations import FLOAT
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.raw_image import TakeRawImage
+from fimaq.toolchain.export.passes.activations import FLOAT
+from fimaq.toolchain.export.passes.raw_image import TakeRawImage
 from fimaq.toolchain.preprocess import Preprocessing
 from fimaq.toolchain.runtime import open_session
 

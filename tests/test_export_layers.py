@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from oracles import MatMulIntegerToFloat
 
-from fimaq.toolchain.export.emit import Emitter
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.ops import DOMAIN, VERSION
-from fimaq.toolchain.export.target import ExportTarget
+from fimaq.toolchain.export.passes.emit import Emitter
+from fimaq.toolchain.export.passes.tidy import after_lowering, before_lowering
 from fimaq.toolchain.export.targets import TARGETS
-from fimaq.toolchain.export.tidy import after_lowering, before_lowering
+from fimaq.toolchain.export.targets.target import ExportTarget
+from fimaq.toolchain.export.traced.ops import DOMAIN, VERSION
 from fimaq.toolchain.nn import QuantConv2d, QuantLinear, QuantMatMul
 from fimaq.toolchain.quantizers import CodedWeight, UniformQuantizer
 from fimaq.toolchain.runtime import open_session

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fimaq.toolchain import files
 from fimaq.toolchain.errors import InputError
-from fimaq.toolchain.export.check import check_float_parity
+from fimaq.toolchain.export.checks.check import check_float_parity
+from fimaq.toolchain.export.checks.parity import SIGNIFICANCE, Agreement, snr_db
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.parity import SIGNIFICANCE, Agreement, snr_db
 
 
 def agreement(both: int, only_file: int, only_floor: int, neither: int) -> Agreement:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from small_runs import coded, fill_quantizers, grid
 
-from fimaq.toolchain.export.ort_cpu import OrtCpu
+from fimaq.toolchain.export.checks.stored import stored_differences
+from fimaq.toolchain.export.passes.tidy import after_lowering, before_lowering
+from fimaq.toolchain.export.passes.two_bits import TWO_BITS
 from fimaq.toolchain.export.run import operand_bits
-from fimaq.toolchain.export.stored import stored_differences
-from fimaq.toolchain.export.tidy import after_lowering, before_lowering
-from fimaq.toolchain.export.trace import trace
-from fimaq.toolchain.export.two_bits import TWO_BITS
+from fimaq.toolchain.export.targets.ort_cpu import OrtCpu
+from fimaq.toolchain.export.traced.trace import trace
 from fimaq.toolchain.families import wrap
 from fimaq.toolchain.model import load_float
 from fimaq.toolchain.nn import QuantLinear

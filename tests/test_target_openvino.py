@@ -8,10 +8,10 @@ import torch
 from small_runs import SIZE, lowered, small_model, small_run
 
 from fimaq.toolchain.export import export_run
+from fimaq.toolchain.export.checks.parity import snr_db, torch_predictor
+from fimaq.toolchain.export.checks.stored import stored_differences
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.parity import snr_db, torch_predictor
 from fimaq.toolchain.export.run import operand_bits
-from fimaq.toolchain.export.stored import stored_differences
 from fimaq.toolchain.export.targets import TARGETS
 from fimaq.toolchain.families import QuantModel
 from fimaq.toolchain.nn import QuantMatMul

@@ -13,10 +13,10 @@ from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.evaluate import OrtPredictor
 from fimaq.toolchain.export import export_run
-from fimaq.toolchain.export.annotate import LEVELS, AnnotateActivations, grid_over
+from fimaq.toolchain.export.checks.parity import snr_db
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.fixed_batch import FixBatch
-from fimaq.toolchain.export.parity import snr_db
+from fimaq.toolchain.export.passes.annotate import LEVELS, AnnotateActivations, grid_over
+from fimaq.toolchain.export.passes.fixed_batch import FixBatch
 from fimaq.toolchain.runtime import open_session
 
 SYMMETRIC_WEIGHTS = (True, False)

@@ -10,10 +10,10 @@ from small_runs import SIZE, lowered, small_model
 
 from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.export.errors import ExportError
-from fimaq.toolchain.export.lint import check_rules, violations
-from fimaq.toolchain.export.qnn_rules import RULES as QNN
 from fimaq.toolchain.export.targets import TARGETS
-from fimaq.toolchain.export.tensorrt_rules import RULES as TENSORRT
+from fimaq.toolchain.export.targets.lint import check_rules, violations
+from fimaq.toolchain.export.targets.qnn_rules import RULES as QNN
+from fimaq.toolchain.export.targets.tensorrt_rules import RULES as TENSORRT
 
 Break = Callable[[onnx.ModelProto], None]
 FC1 = "blocks.1.mlp.fc1"

@@ -12,7 +12,7 @@ from fimaq.toolchain.calibrate import calibrate
 from fimaq.toolchain.calibrate.candidates import candidate_grids, grid_from_range
 from fimaq.toolchain.calibrate.linear import WEIGHT_QUANTILE, fake_quantize, search_channels, search_linear
 from fimaq.toolchain.calibrate.matmul import search_matmul
-from fimaq.toolchain.export.parity import snr_db
+from fimaq.toolchain.export.checks.parity import snr_db
 from fimaq.toolchain.families import wrap
 from fimaq.toolchain.nn import QuantMatMul
 from fimaq.toolchain.progress import NullProgress

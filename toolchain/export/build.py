@@ -8,12 +8,12 @@ import onnx_ir as ir
 from torch import nn
 
 from ..errors import UsageError
-from .half import ToHalf
 from .metadata import Description, FloatType
-from .raw_image import TakeRawImage
-from .target import OPSETS, ExportTarget
-from .tidy import after_lowering, before_lowering
-from .trace import trace, trace_float
+from .passes.half import ToHalf
+from .passes.raw_image import TakeRawImage
+from .passes.tidy import after_lowering, before_lowering
+from .targets.target import OPSETS, ExportTarget
+from .traced.trace import trace, trace_float
 
 LAST_TRACED = 23
 """What torch.onnx writes. The operators of these graphs have only got more types since."""

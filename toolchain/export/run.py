@@ -20,7 +20,7 @@ from ..model import load_float
 from ..preprocess import Preprocessing
 from ..run_folder import load_run
 from .build import build_float, build_quantized, calibrated, with_raw_image
-from .check import (
+from .checks.check import (
     FLOAT_SNR_DB,
     HALF_SNR_DB,
     SIXTEEN_BITS_SNR_DB,
@@ -32,11 +32,11 @@ from .check import (
     check_unrounded,
     count_kernels,
 )
-from .lint import check_rules
+from .checks.parity import Agreement
 from .metadata import Description, FloatType
 from .model_files import whole_model
-from .parity import Agreement
 from .targets import find_target
+from .targets.lint import check_rules
 
 FLOAT_IMAGES = 8
 """Random images suffice where nothing is rounded to few bits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import UsageError
+from ...errors import UsageError
 from .openvino import OpenVino
 from .ort_cpu import OrtCpu
 from .portable import Portable

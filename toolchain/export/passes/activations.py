@@ -32,8 +32,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import Activation, Token
 from .emit import Emitter
-from .ops import Activation, Token
 
 FLOAT = ir.DataType.FLOAT
 LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})

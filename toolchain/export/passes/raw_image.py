@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-from ..preprocess import Preprocessing
+from ...preprocess import Preprocessing
 from .emit import Emitter
 
 LAYER = "image"

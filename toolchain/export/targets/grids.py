@@ -8,8 +8,8 @@ from typing import final
 
 import onnx_ir as ir
 
-from .errors import ExportError
-from .ops import DOMAIN, Activation, MatMulOp, QuantOp, Weight, read_op
+from ..errors import ExportError
+from ..traced.ops import DOMAIN, Activation, MatMulOp, QuantOp, Weight, read_op
 
 
 @final

@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .activations import Container
-from .annotate import AnnotateActivations
+from ..passes.activations import Container
+from ..passes.annotate import AnnotateActivations
+from ..passes.fixed_batch import FixBatch
+from ..passes.qdq import LowerToQdq
 from .encodings import encodings
-from .fixed_batch import FixBatch
 from .grids import Grids, RefuseOtherGrids
 from .lint import Rule
-from .qdq import LowerToQdq
 from .qnn_rules import RULES
 from .target import ExportTarget
 

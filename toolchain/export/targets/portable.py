@@ -12,8 +12,8 @@ from typing import final
 
 import onnx_ir as ir
 
-from .activations import Container
-from .qdq import LowerToQdq
+from ..passes.activations import Container
+from ..passes.qdq import LowerToQdq
 from .target import ExportTarget
 
 UINT8, UINT4 = Container(ir.DataType.UINT8), Container(ir.DataType.UINT4)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..runtime import open_session
+from ...runtime import open_session
 from .emit import Emitter
 
 UINT16, INT32, FLOAT = ir.DataType.UINT16, ir.DataType.INT32, ir.DataType.FLOAT

@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..nn import QuantConv2d, QuantLinear, QuantMatMul
-from ..quantizers import CodedWeight, UniformQuantizer
-from .errors import ExportError
+from ...nn import QuantConv2d, QuantLinear, QuantMatMul
+from ...quantizers import CodedWeight, UniformQuantizer
+from ..errors import ExportError
 from .ops import DOMAIN, VERSION, OpType
 
 Attribute = int | str | Sequence[int]

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .activations import clip_ends
-from .annotate import WIDER
-from .emit import UNIT
-from .errors import ExportError
-from .integer_linear import OPERATOR
-from .zero_points import SCALES, ZERO_POINTS
+from ..errors import ExportError
+from ..passes.activations import clip_ends
+from ..passes.annotate import WIDER
+from ..passes.emit import UNIT
+from ..passes.integer_linear import OPERATOR
+from ..passes.zero_points import SCALES, ZERO_POINTS
 
 PRODUCTS = ("MatMul", "Conv", OPERATOR)
 BETWEEN = frozenset({"Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Mul"})

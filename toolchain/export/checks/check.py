@@ -11,12 +11,12 @@ import onnx
 import torch
 from torch import nn
 
-from ..families import QuantModel
-from ..nn import float_layers
-from ..runtime import open_session, run_session
-from .errors import ExportError
+from ...families import QuantModel
+from ...nn import float_layers
+from ...runtime import open_session, run_session
+from ..errors import ExportError
+from ..model_files import ModelFiles
 from .kernels import layer_kernels
-from .model_files import ModelFiles
 from .parity import SIGNIFICANCE, Agreement, Predict, compare, snr_db, torch_predictor
 from .stored import stored_differences
 from .unrounded import without_rounding

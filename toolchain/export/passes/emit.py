@@ -8,8 +8,8 @@ from typing import Any, final
 import numpy as np
 import onnx_ir as ir
 
-from .errors import ExportError
-from .ops import DOMAIN
+from ..errors import ExportError
+from ..traced.ops import DOMAIN
 
 UNIT = "float.1"
 """Name of the constant 1.0 that stands in for a scale which is applied elsewhere."""

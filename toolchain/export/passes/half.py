@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import ExportError
 from .emit import Emitter
-from .errors import ExportError
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 

@@ -13,8 +13,8 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from ..nn import InterceptAttention
-from .errors import ExportError
+from ...nn import InterceptAttention
+from ..errors import ExportError
 from .symbolic import symbolic_layer
 
 FOLD_LIMIT = 1 << 28

@@ -7,10 +7,10 @@ from typing import Protocol, final
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import DOMAIN, TOKEN, ConvOp, LinearOp, MatMulOp, QuantOp, Weight, read_op
 from .activations import FLOAT, ActivationLowering, ArrayLowering, Container, Operand
 from .emit import Emitter
 from .one_token import of_token
-from .ops import DOMAIN, TOKEN, ConvOp, LinearOp, MatMulOp, QuantOp, Weight, read_op
 
 
 class Containers(Protocol):

@@ -21,12 +21,12 @@ from typing import final
 
 import onnx_ir as ir
 
-from .activations import Container
+from ..passes.activations import Container
+from ..passes.patches import PatchesToLinear
+from ..passes.qdq import LowerToQdq
+from ..passes.zero_points import ZeroPointsBesideProducts
 from .grids import Grids, RefuseOtherGrids
-from .patches import PatchesToLinear
-from .qdq import LowerToQdq
 from .target import ExportTarget
-from .zero_points import ZeroPointsBesideProducts
 
 GRIDS = Grids(symmetric_weights=False, symmetric_activations=False, activation_bits=range(2, 9), recipe="deploy-w8a8")
 UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))

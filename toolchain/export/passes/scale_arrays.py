@@ -24,10 +24,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import Activation
 from .activations import FLOAT, Choose, Container, Operand, part_of, swapped
 from .emit import Emitter
 from .one_token import of_token
-from .ops import Activation
 from .rows import Rows, rows_of
 
 

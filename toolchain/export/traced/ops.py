@@ -22,7 +22,7 @@ from typing import Any, Literal, final
 import numpy as np
 import onnx_ir as ir
 
-from .errors import ExportError
+from ..errors import ExportError
 
 DOMAIN = "fimaq"
 VERSION = 1

@@ -6,8 +6,8 @@ from typing import final
 
 import onnx_ir as ir
 
+from ..traced.ops import DOMAIN, ConvOp, read_op
 from .emit import Emitter
-from .ops import DOMAIN, ConvOp, read_op
 
 
 @final

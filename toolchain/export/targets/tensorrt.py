@@ -12,10 +12,10 @@ from typing import final
 
 import onnx_ir as ir
 
-from .activations import Container
+from ..passes.activations import Container
+from ..passes.qdq import LowerToQdq
 from .grids import Grids, RefuseOtherGrids
 from .lint import Rule
-from .qdq import LowerToQdq
 from .target import ExportTarget
 from .tensorrt_rules import RULES
 

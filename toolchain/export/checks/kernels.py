@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..inspection import Kernel, inspect_onnx
+from ...inspection import Kernel, inspect_onnx
 
 
 def layer_kernels(path: Path) -> dict[str, Kernel]:

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .annotate import PART
-from .integer_linear import OPERATOR
+from ..passes.annotate import PART
+from ..passes.integer_linear import OPERATOR
 
 ZERO = "/zero_point.float"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..traced.ops import Token
 from .emit import Emitter
-from .ops import Token
 
 
 def of_token(emit: Emitter, constant: ir.Value, token: Token | None, part: str) -> ir.Value:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .errors import ExportError
+from ..errors import ExportError
 
 PRODUCTS = ("MatMul", "Conv")
 

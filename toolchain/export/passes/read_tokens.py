@@ -9,8 +9,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import DOMAIN, TOKEN, static_sizes
 from .emit import Emitter
-from .ops import DOMAIN, TOKEN, static_sizes
 
 POINTWISE = frozenset({"Gelu", "Erf", "Tanh", "Sigmoid", "Relu", "Identity", "Cast"})
 BROADCAST = frozenset({"Add", "Sub", "Mul", "Div"})

@@ -8,8 +8,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import LinearOp, read_op, static_sizes
 from .emit import Emitter
-from .ops import LinearOp, read_op, static_sizes
 
 PARTS = ("codes", "scale", "zero_point", "bias")
 """Inputs 1 to 4 of a QLinear, a row (or number) of each for each output."""

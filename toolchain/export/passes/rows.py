@@ -10,8 +10,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from ..traced.ops import Activation, static_sizes
 from .emit import Emitter
-from .ops import Activation, static_sizes
 
 
 @final

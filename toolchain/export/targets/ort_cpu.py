@@ -20,16 +20,16 @@ from typing import final
 
 import onnx_ir as ir
 
-from .activations import Container
-from .integer_linear import FuseIntegerLinear
-from .layout import SliceBeforeTranspose
-from .patches import PatchesToLinear
-from .qdq import LowerToQdq
-from .read_tokens import KeepReadToken
-from .scale_arrays import lower_array
-from .split_linear import SplitLinear
+from ..passes.activations import Container
+from ..passes.integer_linear import FuseIntegerLinear
+from ..passes.layout import SliceBeforeTranspose
+from ..passes.patches import PatchesToLinear
+from ..passes.qdq import LowerToQdq
+from ..passes.read_tokens import KeepReadToken
+from ..passes.scale_arrays import lower_array
+from ..passes.split_linear import SplitLinear
+from ..passes.two_bits import TWO_BITS, StoreTwoBits
 from .target import ExportTarget
-from .two_bits import TWO_BITS, StoreTwoBits
 
 UINT8, INT8, INT4 = (Container(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT4))
 
