@@ -36,6 +36,7 @@ from fimaq.toolchain.reconstruct import place, reconstruct, store
 from fimaq.toolchain.reconstruct.block import reconstruct_block
 from fimaq.toolchain.reconstruct.cache import BlockCache, BlockInputs
 from fimaq.toolchain.reconstruct.estimate import MemoryEstimate, estimate_memory
+from fimaq.toolchain.reconstruct.fidelity import grid_lines
 from fimaq.toolchain.reconstruct.meter import TensorMeter
 from fimaq.toolchain.reconstruct.place import plan_caches
 from fimaq.toolchain.reconstruct.store import DiskStore, RamStore
@@ -128,6 +129,7 @@ def test_a_cache_on_disk_is_a_file_without_a_name_that_goes_with_its_tensor(tmp_
 def test_memory_of_a_cache_goes_back_to_the_system():
     tensor = RamStore().empty(50 * MB // 4)
     assert tensor.shape == (50 * MB // 4,)
+    assert tensor.data_ptr() % os.sysconf("SC_PAGE_SIZE") == 0  # a mapping of its own: `quantize` keeps the heap
     tensor.fill_(1.0)
 
     def mapped() -> int:
@@ -263,6 +265,25 @@ def test_a_step_takes_what_the_line_through_a_few_images_says():
         reconstruct_block(block.name, block.module, layers, cache, Square(), settings, lambda row: None, task)
     # Fisher's loss has a few more values of the output's size than a mean square.
     assert 0.8 * estimate.step < meter.peak <= 1.05 * estimate.step
+
+
+@pytest.mark.usefixtures("_fused_attention")
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_what_the_log_says_of_the_grids_is_in_the_estimate(iterations, monkeypatch):
+    """It looks at 16 images, however small the batch."""
+    monkeypatch.setattr(estimating, "_search", lambda layers: 0)  # else a model as small as this has no other part
+    model = vit(1)
+    settings = recipe(16)
+    settings = replace(settings, fisher=replace(settings.fisher, samples=1)).with_overrides(
+        iters=iterations, batch_size=1, calib_samples=1
+    )
+    estimate = estimate_memory(model, (3, 16, 16), settings, 16)
+    block = model.blocks[1]
+    layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+    estimating._give_grids(layers)
+    with TensorMeter() as meter:
+        grid_lines(block, layers, torch.randn(16, 17, 32))
+    assert meter.peak <= 1.05 * (estimate.fixed - estimate.model)
 
 
 @pytest.mark.usefixtures("_fused_attention")

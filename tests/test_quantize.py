@@ -325,6 +325,35 @@ def test_nan_in_the_result_is_refused(request_, monkeypatch):
     assert not request_.out.exists()
 
 
+def test_a_block_that_diverged_ends_the_run_and_is_not_kept(request_, monkeypatch):
+    """Its codes and scales may be finite all the same."""
+    original = running.reconstruct_block
+
+    def diverging(name: str, *args: Any) -> Any:
+        first, last = original(name, *args)
+        return first, float("nan") if name == "blocks.1" else last
+
+    monkeypatch.setattr(running, "reconstruct_block", diverging)
+    with pytest.raises(InputError, match=r"NaN or infinity in the loss of blocks\.1"):
+        quantize(request_)
+    kept = {path.name for path in (request_.out.parent / ".run.unfinished").glob("*.safetensors")}
+    assert kept == {"patch_embed.safetensors", "blocks.0.safetensors"}
+
+
+def test_seconds_are_those_of_all_attempts(request_, monkeypatch):
+    original = quantizing.reconstruct
+
+    def resumed(*args: Any) -> Any:
+        rows = original(*args)
+        rows[0]["seconds"] += 1000  # as a checkpoint says it
+        return rows
+
+    monkeypatch.setattr(quantizing, "reconstruct", resumed)
+    seconds = quantize(request_)["seconds"]
+    assert seconds["reconstruct"] > 1000
+    assert seconds["total"] > seconds["calibrate"] + seconds["reconstruct"]
+
+
 def log_of(run: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl without what was measured of the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -365,6 +394,52 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
     assert left(request_.out.parent) == ["run", "run/log.jsonl", "run/manifest.json", "run/tensors.safetensors"]
     with pytest.raises(InputError, match=r"there is no unfinished run of .* to resume"):
         quantize(replace(request_, resume=True, out=tmp_path / "other"))
+
+
+def first_number(content: bytes) -> bytes:
+    """One bit of the first number, behind the header."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :]
+
+
+@pytest.mark.parametrize("how", [lambda content: content[:-1], lambda content: b"", first_number])
+def test_a_damaged_block_is_said_before_any_work_and_learned_again(how, request_, tmp_path, monkeypatch):
+    whole = quantize(replace(request_, out=tmp_path / "whole"))["sha256"]
+    with monkeypatch.context() as patch:
+        original = running.reconstruct_block
+
+        def interrupted(name: str, *args: Any) -> Any:
+            if name == "blocks.2":
+                raise KeyboardInterrupt
+            return original(name, *args)
+
+        patch.setattr(running, "reconstruct_block", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request_)
+    folder = request_.out.parent / ".run.unfinished"
+    block = folder / "blocks.0.safetensors"
+    block.write_bytes(how(block.read_bytes()))
+    litter = folder / "blocks.3.tmp"  # of a kill inside a write
+    litter.write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizing, "load_images", raising(AssertionError("work was done")))
+        with pytest.raises(InputError, match=r"blocks\.0\.safetensors is damaged .*Remove that file"):
+            quantize(replace(request_, resume=True))
+    assert not litter.exists()
+    assert (folder / "blocks.1.safetensors").exists()
+    block.unlink()
+    assert quantize(replace(request_, resume=True))["sha256"] == whole
+
+
+@pytest.mark.parametrize("content", ["", '{"recipe": {"na', "[]"])
+def test_a_damaged_identity_is_no_bug(content, request_, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizing, "reconstruct", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request_)
+    (request_.out.parent / ".run.unfinished" / "identity.json").write_text(content)
+    with pytest.raises(InputError, match=r"identity\.json.* is damaged .*--force"):
+        quantize(replace(request_, resume=True))
 
 
 @pytest.mark.parametrize("changed", ["weights_sha256", "images"])

@@ -70,10 +70,13 @@ class Checkpoint:
                 raise InputError(
                     f"checkpoint {path} is of another run. Quantize again with --force, or with another -o."
                 )
+            if metadata["sha256"] != _sha256(tensors):
+                raise ValueError("its numbers are not those that were written")
             return FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"checkpoint {path} is damaged ({error}). Quantize again with --force instead of --resume."
+                f"checkpoint {path} is damaged ({error}). Remove that file and go on with --resume: only its block is "
+                "learned again."
             ) from error
 
     def save(self, block: str, finished: FinishedBlock) -> None:
@@ -82,6 +85,7 @@ class Checkpoint:
         temporary = path.with_suffix(".tmp")
         try:
             metadata = {"of": self.of, "row": json.dumps(finished.row), "log": json.dumps(finished.log)}
+            metadata["sha256"] = _sha256(finished.tensors)
             content = save(dict(finished.tensors), metadata)
             with temporary.open("wb") as file:
                 file.write(content)
@@ -92,6 +96,11 @@ class Checkpoint:
             raise InputError(
                 f"checkpoint {path} cannot be written ({error}). Free some space, then --resume."
             ) from error
+
+    def check(self) -> None:
+        """Raise InputError for a finished block that cannot be taken, before the work in front of it is done."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self.load(path.stem)
 
     def discard(self) -> None:
         """Remove everything: the run is written, or starts anew."""
@@ -131,7 +140,7 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
     if resume:
         require_unfinished(run)
         _remove_unfinished_files(checkpoint.folder)
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _read_identity(path)
         wanted = json.loads(json.dumps(identity))
         if changed := _differences(begun, wanted):
             raise InputError(
@@ -139,6 +148,7 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
                 "Resume with the same model, data and options, or start anew with --force instead (for `sweep`: remove "
                 f"{checkpoint.folder})."
             )
+        checkpoint.check()
         return checkpoint
     if not force and any(checkpoint.folder.glob("*.safetensors")):
         raise InputError(
@@ -184,6 +194,27 @@ def _remove_unfinished_files(folder: Path) -> None:
     """What a kill left between a file's first byte and its name, and of caches where files cannot do without one."""
     for path in (*folder.glob("*.tmp"), *folder.glob(f"*{CACHE_SUFFIX}")):
         path.unlink(missing_ok=True)
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(begun, dict):
+            return begun
+        error: Exception | str = "it is no JSON object"
+    except (OSError, ValueError) as found:
+        error = found
+    raise InputError(
+        f"{path}, which says how the run was begun, is damaged ({error}). Start anew with --force instead of --resume "
+        f"(for `sweep`: remove {path.parent})."
+    )
+
+
+def _sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:

@@ -19,6 +19,7 @@ from ..spec import QuantSpec
 from .batch import mixed_batch
 from .block import learning
 from .cache import BlockCache
+from .fidelity import SAMPLE, grid_lines
 from .meter import TensorMeter
 from .objective import FisherObjective, HeadObjective, Objective
 from .optimizer import BlockOptimizer
@@ -51,7 +52,7 @@ class MemoryEstimate:
     fisher: int
     """What the Fisher approximation keeps of the probes."""
     step: int
-    """A gradient step, or a chunk of a probe's images where that is more."""
+    """A gradient step or, where that is more, a chunk of a probe's images or what the log says of the grids."""
     search: int
     """The scale search, which is over before the first step."""
 
@@ -69,9 +70,11 @@ class MemoryEstimate:
 @final
 @dataclass(frozen=True)
 class _Needs:
-    """Peaks of one block, as ``fixed + images * each`` bytes; of a recipe without steps only ``forward``'s."""
+    """Peaks of one block, as ``fixed + images * each`` bytes; of a recipe without steps only the first two."""
 
     forward: tuple[int, int]
+    grids: tuple[int, int]
+    """Of what the log says of the grids."""
     step: tuple[int, int]
     probe: tuple[int, int]
     search: int
@@ -86,6 +89,7 @@ def estimate_memory(model: QuantModel, input_size: tuple[int, int, int], recipe:
     sizes = [input_size[0] * input_size[1] * input_size[2], *(needs.output for needs in blocks)]
     calibrated = min(images, recipe.calibrate.samples)
     forward = max(_at(needs.forward, min(CHUNK, images)) for needs in blocks)
+    forward = max(forward, *(_at(needs.grids, min(SAMPLE, images)) for needs in blocks))
     # A chunk's outputs are gathered and then joined; a block's input and its output are there together.
     search = max(sizes[1:]) * calibrated * 3 * FLOAT + max(forward, *(needs.search for needs in blocks))
     parameters = sum(value.nbytes for value in model.state_dict().values())
@@ -138,8 +142,8 @@ def _blocks(model: QuantModel, input_size: tuple[int, int, int], recipe: Recipe)
         key = (x.shape, y.shape, *shapes)
         if key not in known:
             few, more = (_run(model, number, layers, settings, x[:n], y[:n], generator) for n in (FEW, MORE))
-            lines = [_line(*peaks) for peaks in zip(few, more, strict=True)]
-            known[key] = _Needs(lines[0], lines[1], lines[2], _search(layers), y[0].numel())
+            forward, grids, step, probe = (_line(*peaks) for peaks in zip(few, more, strict=True))
+            known[key] = _Needs(forward, grids, step, probe, _search(layers), y[0].numel())
         found.append(known[key])
         x = y
     return found
@@ -173,8 +177,8 @@ def _run(
     x: Tensor,
     y: Tensor,
     generator: torch.Generator,
-) -> tuple[int, int, int]:
-    """Peak bytes of a forward, of a step and of a probe of block ``number`` for the images ``x``."""
+) -> tuple[int, int, int, int]:
+    """Peak bytes of block ``number`` for the images ``x``: a forward, the log's look at its grids, a step, a probe."""
     block = model.blocks[number]
     device = x.device
     # A probe of the first block runs the longest tail, so for the others any tail will do.
@@ -185,9 +189,12 @@ def _run(
         with torch.no_grad():
             block.module(x)
         forward = meter.peak
-        if recipe.reconstruct.iterations == 0:
-            return forward, 0, 0
         _give_grids(layers)
+        meter.restart()
+        grid_lines(block, layers, x)
+        grids = meter.peak
+        if recipe.reconstruct.iterations == 0:
+            return forward, grids, 0, 0
         with learning(layers, recipe.reconstruct.drop_inside, generator) as (weights, drops):
             optimizer = BlockOptimizer(weights, drops, recipe.reconstruct)
             objective: Objective = (
@@ -204,7 +211,7 @@ def _run(
                 batch = mixed_batch(cache, torch.arange(len(x)), recipe.reconstruct.quantized_input, generator)
                 output = block.module(batch.x)
                 optimizer.step(objective.loss(output, batch.target, batch.images))
-            return forward, meter.peak, probe
+            return forward, grids, meter.peak, probe
 
 
 def _short_tail(x: Tensor) -> Tensor:
