@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.data.demo_set import materialise
 from fimaq.toolchain.distributed.launch import read_launch
@@ -32,6 +34,7 @@ from fimaq.toolchain.export.run import export_run
 from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.quantize import QuantizeRequest, quantize
 from fimaq.toolchain.recipe import Recipe
+from fimaq.toolchain.reconstruct import run as running
 
 RECIPE = {
     "name": "ranks",
@@ -158,6 +161,28 @@ def main() -> None:
     tiny = RECIPE | {"reconstruct": RECIPE["reconstruct"] | {"batch_size": 1}}
     run("idle", 2, lambda rank: quantize(request("idle", recipe=tiny)))
     run("other seed", 2, lambda rank: quantize(request("other", recipe=RECIPE | {"seed": rank})))
+
+    def differing(rank: int) -> None:
+        """The second process comes to another scale in one block."""
+        original = running.reconstruct_block
+
+        def drifted(name: str, module: Any, layers: Any, *rest: Any) -> Any:
+            losses = original(name, module, layers, *rest)
+            if (name, rank) == ("blocks.0", 1):
+                next(iter(layers.values())).input_quantizer.scale.data.mul_(1 + 1e-6)
+            return losses
+
+        running.reconstruct_block = drifted
+        quantize(request("differing", recipe=two))
+
+    def differing_at_the_end(rank: int) -> None:
+        """And here only in what it would write."""
+        original = quantizing.run_tensors
+        quantizing.run_tensors = lambda model: original(model) | {"model.norm.bias": np.full(3, rank)}
+        quantize(request("at the end", recipe=still))
+
+    run("differing", 2, differing)
+    run("differing at the end", 2, differing_at_the_end)
 
     broken = sorted(data.val.rglob("*.png"))[3]
     broken.write_bytes(b"")

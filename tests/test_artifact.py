@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,3 +252,21 @@ def test_tensors_numpy_cannot_hold_are_refused(run):
     (run / TENSORS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(InputError, match=r"missing or corrupt|was changed"):
         Artifact.load(run)
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_earlier_run(run, monkeypatch):
+    """What was there was set aside already."""
+    original, renames = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == 2:
+            raise PermissionError("no")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(InputError, match="it is as it was"):
+        make().save(run, force=True)
+    monkeypatch.undo()
+    Artifact.load(run)
+    assert [path.name for path in run.parent.iterdir()] == ["run"]

@@ -28,6 +28,7 @@ from fimaq.toolchain.checkpoint import Checkpoint
 from fimaq.toolchain.data.demo_set import materialise
 from fimaq.toolchain.errors import EnvironmentProblem
 from fimaq.toolchain.families import QuantModel, wrap
+from fimaq.toolchain.fisher import make_fisher
 from fimaq.toolchain.progress import NullProgress
 from fimaq.toolchain.quantize import QuantizeRequest, quantize
 from fimaq.toolchain.recipe import Recipe
@@ -39,7 +40,9 @@ from fimaq.toolchain.reconstruct.estimate import MemoryEstimate, estimate_memory
 from fimaq.toolchain.reconstruct.fidelity import grid_lines
 from fimaq.toolchain.reconstruct.meter import TensorMeter
 from fimaq.toolchain.reconstruct.place import plan_caches
+from fimaq.toolchain.reconstruct.probe import probe
 from fimaq.toolchain.reconstruct.store import DiskStore, RamStore
+from fimaq.toolchain.reconstruct.tail import tail_after
 
 CPU = torch.device("cpu")
 MB = 10**6
@@ -182,6 +185,16 @@ def _fused_attention():
     set_fused_attn(enable=True, experimental=False)
 
 
+class Square:
+    settled = True
+
+    def before_step(self, step: int, module: Any, cache: BlockCache) -> None:
+        pass
+
+    def loss(self, output: Tensor, target: Tensor, images: Tensor) -> Tensor:
+        return (output - target).square().mean()
+
+
 def vit(depth: int, width: int = 32) -> QuantModel:
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": 2, "num_classes": 5}
@@ -252,15 +265,6 @@ def test_a_step_takes_what_the_line_through_a_few_images_says():
         cache = BlockCache(x, x, block.module(x))
     layers = {name: model.layers[name] for name in model.block_layers[block.name]}
 
-    class Square:
-        settled = True
-
-        def before_step(self, step: int, module: Any, cache: BlockCache) -> None:
-            pass
-
-        def loss(self, output: Tensor, target: Tensor, images: Tensor) -> Tensor:
-            return (output - target).square().mean()
-
     with TensorMeter() as meter, NullProgress().task("", 0) as task:
         reconstruct_block(block.name, block.module, layers, cache, Square(), settings, lambda row: None, task)
     # Fisher's loss has a few more values of the output's size than a mean square.
@@ -284,6 +288,67 @@ def test_what_the_log_says_of_the_grids_is_in_the_estimate(iterations, monkeypat
     with TensorMeter() as meter:
         grid_lines(block, layers, torch.randn(16, 17, 32))
     assert meter.peak <= 1.05 * (estimate.fixed - estimate.model)
+
+
+@pytest.mark.usefixtures("_fused_attention")
+@pytest.mark.parametrize(("kind", "rank"), [("dplr", 5), ("brecq", 1)])
+def test_what_is_kept_of_probes_is_in_the_estimate(kind, rank):
+    """Of 24 images each."""
+    settings = recipe(24, kind=kind, rank=rank)
+    settings = replace(settings, fisher=replace(settings.fisher, samples=24))
+    estimate = estimate_memory(vit(1), (3, 16, 16), settings, 24)
+    fisher, probes = make_fisher(kind), [torch.randn(2, 24, 17 * 32) for _ in range(rank)]
+    with TensorMeter() as meter:
+        for error, gradient in probes:
+            fisher.update(error, gradient, torch.arange(24))
+        del error, gradient
+        fisher.loss(probes[0][0, :1], torch.arange(1))
+        gc.collect()
+        meter.restart()
+        assert meter.peak <= estimate.fisher
+
+
+@pytest.mark.usefixtures("_fused_attention")
+def test_a_probes_chunk_is_in_the_estimate():
+    """32 images through the rest of the network, where a step has one."""
+    model, settings = vit(2), recipe(32)
+    settings = replace(settings, fisher=replace(settings.fisher, samples=32)).with_overrides(batch_size=1)
+    estimate = estimate_memory(model, (3, 16, 16), settings, 32)
+    images, block = torch.randn(32, 3, 16, 16), model.blocks[0]
+    with torch.no_grad():
+        target, logits = block.module(images), model(images)
+    estimating._give_grids({name: model.layers[name] for name in model.block_layers[block.name]})
+    with TensorMeter() as meter:
+        probe(block.module, tail_after(model, 0), images, target, logits, 1.0, RamStore())
+    assert 0.8 * estimate.step < meter.peak <= 1.05 * estimate.step
+
+
+@pytest.mark.usefixtures("_fused_attention")
+def test_what_learning_keeps_beside_the_weights_is_in_the_estimate():
+    """A wide block and one image: little but the rounding, its gradient and Adam's moments."""
+    model = vit(1, 256)
+    settings = recipe(4).with_overrides(fisher_samples=1, batch_size=1, recon_samples=1)
+    estimate = estimate_memory(model, (3, 16, 16), settings, 1)
+    calibrate(model, torch.randn(1, 3, 16, 16), settings, NullProgress())
+    block = model.blocks[1]
+    layers = {name: model.layers[name] for name in model.block_layers[block.name]}
+    x = torch.randn(1, 17, 256)
+    with torch.no_grad():
+        cache = BlockCache(x, x, block.module(x))
+    with TensorMeter() as meter, NullProgress().task("", 0) as task:
+        reconstruct_block(block.name, block.module, layers, cache, Square(), settings, lambda row: None, task)
+    assert 0.8 * estimate.step < meter.peak <= 1.05 * estimate.step
+
+
+@pytest.mark.usefixtures("_fused_attention")
+def test_outputs_of_calibration_images_are_in_the_estimate():
+    """So many that they are more than the samples of the search."""
+    model, settings = vit(1), recipe(8000).with_overrides(iters=0, calib_samples=8000)
+    estimate = estimate_memory(model, (3, 16, 16), settings, 8000)
+    images = torch.randn(8000, 3, 16, 16)
+    with TensorMeter() as meter:
+        calibrate(model, images, settings, NullProgress())
+    assert meter.peak <= estimate.search
 
 
 @pytest.mark.usefixtures("_fused_attention")

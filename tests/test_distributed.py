@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import pytest
 import torch
 
 from fimaq.cli.quantize import command as quantize_command
+from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.artifact import Artifact
 from fimaq.toolchain.distributed.launch import Launch, is_first, read_launch
+from fimaq.toolchain.distributed.ranks import Ranks
 from fimaq.toolchain.distributed.share import even_share
 from fimaq.toolchain.errors import EnvironmentProblem, UsageError
 from fimaq.toolchain.evaluate import EvalResult
 from fimaq.toolchain.quantize import pick_device
 from fimaq.toolchain.quantizers import random_mask
+from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.reconstruct import place
 from fimaq.toolchain.reconstruct.estimate import MemoryEstimate
 
@@ -181,6 +185,22 @@ def test_processes_without_work_are_refused(jobs):
 def test_processes_that_were_asked_for_different_things_are_refused(jobs):
     assert jobs["other seed"]["codes"] == [5, 5]
     assert "different models, images or recipes" in jobs["other seed"]["words"][1]
+
+
+@pytest.mark.parametrize(("job", "what"), [("differing", "results in blocks.0"), ("differing at the end", "results")])
+def test_processes_that_come_to_different_results_are_refused(job, what, jobs):
+    assert jobs[job]["codes"] == [5, 5], jobs[job]["words"]
+    assert all(f"different {what}; wanted the same everywhere" in words for words in jobs[job]["words"])
+
+
+@pytest.mark.parametrize(
+    ("images", "fisher", "batch", "name"),
+    [(2, 8, 8, "2 images"), (8, 2, 8, "2 Fisher samples"), (8, 8, 2, "2 images a batch"), (3, 3, 3, None)],
+)
+def test_each_of_three_processes_needs_work_everywhere(images, fisher, batch, name):
+    recipe = load_recipe("fast-w4a4").with_overrides(fisher_samples=fisher, recon_samples=8, batch_size=batch)
+    with pytest.raises(UsageError, match=f"got 3 processes for {name};") if name else nullcontext():
+        quantizing._refuse_idle(Ranks(Launch(0, 3, 0, 3)), recipe, images)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("torch", 2), ("ort", 3)])

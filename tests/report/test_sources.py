@@ -93,6 +93,8 @@ def test_sources_that_are_neither(new_run, refused, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"x")
     refused([new_run(), tmp_path / "model.onnx"], InputError, "model.onnx is neither a run folder nor a result")
     refused([tmp_path / "nowhere"], InputError, "nowhere does not exist; wanted a run folder or RESULT.json")
+    (tmp_path / ".begun.unfinished").mkdir()
+    refused([tmp_path / "begun"], InputError, "begun is not finished. Go on with `quantize --resume`")
     refused([tmp_path], InputError, "is not a run folder: it has no manifest.json")
     refused([], UsageError, "got no run; wanted RUN folders, RESULT.json files or both")
 

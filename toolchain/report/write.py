@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import unfinished_folder
 from ..errors import InputError, UsageError
 from ..evaluate.figures import read_figures
 from ..files import check_free, write_whole
@@ -47,4 +48,6 @@ def _is_result(path: Path) -> bool:
             f"{path} is neither a run folder nor a result; wanted those of `fimaq-tool quantize` and "
             "`fimaq-tool evaluate -o`. Leave it out."
         )
+    if unfinished_folder(path).exists():
+        raise InputError(f"{path} is not finished. Go on with `quantize --resume` or wait for it, then report.")
     raise InputError(f"{path} does not exist; wanted a run folder or RESULT.json. Correct the path.")
