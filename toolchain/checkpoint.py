@@ -45,6 +45,13 @@ class FinishedBlock:
     row: Mapping[str, Any]
     log: list[dict[str, Any]]
 
+    def sha256(self) -> str:
+        """Of the tensors: their names, types, shapes and numbers."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.tensors.items()):
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()
+
 
 @final
 class Checkpoint:
@@ -70,9 +77,10 @@ class Checkpoint:
                 raise InputError(
                     f"checkpoint {path} is of another run. Quantize again with --force, or with another -o."
                 )
-            if metadata["sha256"] != _sha256(tensors):
+            finished = FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
+            if metadata["sha256"] != finished.sha256():
                 raise ValueError("its numbers are not those that were written")
-            return FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
+            return finished
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"checkpoint {path} is damaged ({error}). Remove that file and go on with --resume: only its block is "
@@ -84,8 +92,8 @@ class Checkpoint:
         path = self._path(block)
         temporary = path.with_suffix(".tmp")
         try:
-            metadata = {"of": self.of, "row": json.dumps(finished.row), "log": json.dumps(finished.log)}
-            metadata["sha256"] = _sha256(finished.tensors)
+            words = {"row": json.dumps(finished.row), "log": json.dumps(finished.log)}
+            metadata = {"of": self.of, "sha256": finished.sha256(), **words}
             content = save(dict(finished.tensors), metadata)
             with temporary.open("wb") as file:
                 file.write(content)
@@ -208,13 +216,6 @@ def _read_identity(path: Path) -> dict[str, Any]:
         f"{path}, which says how the run was begun, is damaged ({error}). Start anew with --force instead of --resume "
         f"(for `sweep`: remove {path.parent})."
     )
-
-
-def _sha256(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:
