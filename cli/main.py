@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 from typing import Any, final
 
 import click
 
+from fimaq.toolchain.distributed.launch import ADDRESS
 from fimaq.toolchain.recipe_fields import nearest
 
 from .errors import JSON, report
@@ -97,6 +100,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point."""
+    if ADDRESS not in os.environ:  # a launcher's processes wait for each other in code that no handler interrupts
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli(prog_name="fimaq-tool")
     except KeyboardInterrupt as error:  # before or after a command runs

@@ -1,6 +1,7 @@
 """The run folder: whole or not at all, read back exactly, and refused when it is not what was saved."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,31 @@ def test_force_does_not_replace_a_folder_that_is_no_run(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("other", ["model.onnx", ".DS_Store", "second/manifest.json", "tensors.safetensors.bak"])
+def test_force_does_not_replace_a_run_folder_with_other_files_in_it(run, other):
+    (run / other).parent.mkdir(exist_ok=True)
+    (run / other).write_text("mine")
+    before = Artifact.load(run)
+    with pytest.raises(InputError, match=re.escape(f"would be lost: {other}. Move")):
+        make().save(run, force=True)
+    assert (run / other).read_text() == "mine"
+    assert Artifact.load(run).manifest == before.manifest
+
+
+def test_a_link_is_a_file_too_and_many_are_counted(run, tmp_path):
+    (run / "0-link").symlink_to(tmp_path)
+    for number in range(1, 8):
+        (run / str(number)).touch()
+    with pytest.raises(InputError, match=r"would be lost: 0-link, 1, 2, 3, 4 and 3 more\. Move"):
+        check_destination(run, force=True)
+
+
+def test_force_replaces_a_run_with_its_log(run):
+    (run / "log.jsonl").write_text("{}")
+    make().save(run, force=True)
+    assert sorted(path.name for path in run.iterdir()) == [MANIFEST, TENSORS]
+
+
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "run").mkdir()
     make().save(tmp_path / "run")
@@ -140,7 +166,7 @@ def test_the_destination_can_be_checked_beforehand(tmp_path, run):
 @pytest.mark.parametrize("parent", ["a-file", "/proc/fimaq"])
 def test_an_unwritable_place_is_refused_with_a_next_step(tmp_path, parent):
     (tmp_path / "a-file").write_text("")
-    with pytest.raises(InputError, match=r"could not be written .* Free some space, then --resume; or give"):
+    with pytest.raises(InputError, match=r"cannot be written: .* Free some space or give another -o"):
         make().save(tmp_path / parent / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 

@@ -492,7 +492,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(words, pare
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
-def test_ctrl_c_ends_a_real_process_with_130_and_a_message():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_a_real_process_with_130_and_a_message(number):
     code = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
@@ -509,7 +510,7 @@ main()
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while "started" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert json.loads(stdout)["error"]["exit_code"] == 130

@@ -82,6 +82,9 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 def test_outputs_that_cannot_be_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="is a folder; wanted the name of a file"):
         files.check_free(tmp_path, force=True)
+    for out, reason in (("/", "no name of its own"), ("n" * 252, "File name too long"), ("n" * 300, "too long")):
+        with pytest.raises(InputError, match=reason):
+            files.check_free(tmp_path / out, force=True)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"), files.whole_file(tmp_path / "file" / "model.onnx", b""):
         pass

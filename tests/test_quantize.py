@@ -227,6 +227,48 @@ def test_an_existing_output_is_refused_before_any_work(what, request_, monkeypat
     assert left(request_.out.parent) == before
 
 
+@pytest.mark.parametrize("how", [{}, {"force": True}, {"resume": True}])
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("/", "/ has no name of its own"),
+        ("file/run", "file: Not a directory"),
+        ("file/a/run", "file: Not a directory"),
+        ("n" * 240, "File name too long"),
+        ("n" * 300, "File name too long"),
+        ("n" * 300 + "/run", "File name too long"),
+        ("/proc/fimaq/run", "/proc: "),
+        ("loop", "loop"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(out, reason, how, request_, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    before = left(tmp_path)
+    monkeypatch.setattr(quantizing, "load_float", never)
+    with pytest.raises(InputError, match=rf"{reason}.* [Gg]ive another -o"):
+        quantize(replace(request_, out=tmp_path / out, **how))
+    assert left(tmp_path) == before
+
+
+@pytest.mark.parametrize("how", ["force", "resume"])
+def test_other_files_in_a_run_folder_are_refused_before_any_work(how, request_, monkeypatch):
+    quantize(replace(request_, recipe=recipe(iterations=0)))
+    (request_.out / "model.onnx").write_text("mine")
+    if how == "resume":
+        with monkeypatch.context() as broken:
+            broken.setattr(quantizing, "reconstruct", raising(RuntimeError("broken")))
+            (request_.out / "model.onnx").rename(request_.out.parent / "aside")
+            with pytest.raises(RuntimeError):
+                quantize(replace(request_, force=True))
+            (request_.out.parent / "aside").rename(request_.out / "model.onnx")
+    before = left(request_.out.parent)
+    monkeypatch.setattr(quantizing, "load_float", never)
+    with pytest.raises(InputError, match=r"would be lost: model\.onnx"):
+        quantize(replace(request_, **{how: True}))
+    assert left(request_.out.parent) == before
+
+
 def test_force_replaces_a_run_only_when_the_new_one_is_there(request_, monkeypatch):
     old = quantize(replace(request_, recipe=recipe(iterations=0)))["sha256"]
     with monkeypatch.context() as broken:

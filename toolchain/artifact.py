@@ -19,10 +19,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from .errors import InputError
-from .files import whole_folder
+from .files import check_free_folder, whole_folder
 
 FORMAT_VERSION = 1
-MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+MANIFEST, TENSORS, LOG = "manifest.json", "tensors.safetensors", "log.jsonl"
 HASHED = ("recipe", "model", "layers", "preprocessing", "classes")
 """Manifest keys that decide what the model computes; timings, losses, environment and paths are left out."""
 
@@ -99,17 +99,12 @@ class Artifact:
 def check_destination(folder: Path, force: bool) -> Path:
     """The resolved folder a run may be saved to; call it before hours of work, too.
 
-    An absent or empty folder is fine. ``force`` replaces an earlier run, never a folder that is something else.
-    Raises InputError otherwise.
+    An absent or empty folder is fine. ``force`` replaces an earlier run, never a folder that is something else or that
+    somebody has put other files into. Raises InputError otherwise.
     """
-    folder = Path(folder).resolve()
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return folder
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} exists and is not a run folder; it is never overwritten. Give another -o.")
-    if not force:
-        raise InputError(f"run folder {folder} exists. Give another -o, or --force to replace it.")
-    return folder
+    return check_free_folder(
+        folder, "run folder", force, lambda found: {MANIFEST, TENSORS, LOG} if (found / MANIFEST).is_file() else None
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -219,9 +219,9 @@ def _read_identity(path: Path) -> dict[str, Any]:
 
 
 def _differences(begun: Any, wanted: Any, name: str = "") -> list[str]:
-    """What differs, as ``recipe.seed was 0, now 1``."""
+    """What differs, as ``recipe.seed was 0, now 1``, in the order of ``wanted``."""
     if isinstance(begun, dict) and isinstance(wanted, dict):
-        keys = sorted(begun.keys() | wanted.keys())
+        keys = [*wanted, *(key for key in begun if key not in wanted)]
         return [d for key in keys for d in _differences(begun.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
     return [] if begun == wanted else [f"{name} was {_short(begun)}, now {_short(wanted)}"]
 

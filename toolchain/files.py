@@ -7,26 +7,73 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
 
+MOST_NAMED = 5
+"""Files that a message names."""
+
+LONGEST_SUFFIX = 30
+"""Characters that temporary names of an output have more than its own."""
+
 
 def check_free(out: Path, force: bool, option: str = "-o") -> None:
     """Raise InputError for an output, given by ``option``, that exists (unless ``force``) or cannot be a file there."""
+    check_writable(out, option)
     if out.is_dir():
         raise InputError(f"{out} is a folder; wanted the name of a file. Give {option} FILE.")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Give another {option}, or --force to replace it.")
-    check_writable(out, option)
+
+
+def check_free_folder(folder: Path, kind: str, force: bool, files_of: Callable[[Path], Collection[str] | None]) -> Path:
+    """The resolved folder, which may become a ``kind`` ("run folder"): absent, empty, or with ``force`` an earlier one.
+
+    ``files_of`` says which files belong to a folder of that kind, by their POSIX paths in it, and None of any other.
+    Raises InputError for a folder that is something else or holds other files too, and where none can be made.
+    """
+    folder = check_folder(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    if (ours := files_of(folder)) is None:
+        raise InputError(f"{folder} exists and is not a {kind}; it is never overwritten. Give another -o.")
+    if not force:
+        raise InputError(f"{kind} {folder} exists. Give another -o, or --force to replace it.")
+    if others := sorted(_files(folder) - set(ours)):
+        named = ", ".join(others[:MOST_NAMED]) + (f" and {len(others) - MOST_NAMED} more" * (len(others) > MOST_NAMED))
+        raise InputError(
+            f"{kind} {folder} holds files that are not its own and would be lost: {named}. Move them elsewhere, or "
+            "give another -o."
+        )
+    return folder
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder with links followed. Raises InputError where none can be made under that name."""
+    try:
+        folder = folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        raise InputError(f"{folder} cannot be written ({error}). Give another -o.") from error
+    check_writable(folder)
+    return folder
 
 
 def check_writable(out: Path, option: str = "-o") -> None:
-    """Raise InputError where no file can be made beside ``out``, or in what is there of the folders above it."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    """Raise InputError where no file can be made beside ``out``, or in what is there of the folders above it.
+
+    Its name has to leave room for that of a temporary file.
+    """
+    place = out.absolute()
+    if not place.name:
+        raise InputError(f"{out} has no name of its own; wanted a place below it. Give another {option}.")
+    folder = place.parent
     try:
+        folder = next(parent for parent in place.parents if parent.exists())
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.with_name(place.name + "." * LONGEST_SUFFIX).lstat()
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -94,6 +141,12 @@ def remove_leftovers(*outputs: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> set[str]:
+    """Everything in it that is no folder, by POSIX path."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _synchronise(path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .allocator import keep_freed_memory
-from .artifact import Artifact, check_destination
+from .artifact import LOG, Artifact, check_destination
 from .augment import random_resized_crop
 from .calibrate import calibrate
 from .checkpoint import Checkpoint, at_work, open_checkpoint, require_idle, require_unfinished, unfinished_folder
@@ -29,7 +29,7 @@ from .distributed.ranks import ALONE, Ranks, joined
 from .environment import environment
 from .errors import EnvironmentProblem, InputError, UsageError
 from .families import QuantModel, wrap
-from .files import remove_leftovers
+from .files import check_folder, remove_leftovers
 from .model import FloatModel, load_float, require_quantizable, untrained
 from .preprocess import Preprocessing
 from .progress import NullProgress, Progress
@@ -41,8 +41,6 @@ from .reconstruct.place import CacheChoice, CachePlan, plan_caches
 from .reconstruct.store import Store, make_store
 from .run_folder import layer_rows, run_tensors
 from .runtime import usable_cores
-
-LOG = "log.jsonl"
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "calib"}
 """Folder names that mean a data set, not a class."""
@@ -99,8 +97,9 @@ def _quantize(
     replace = request.force or request.resume
 
     def prepare() -> None:
+        out = check_folder(request.out)
         require_idle(request.out)
-        remove_leftovers(request.out.resolve(), unfinished_folder(request.out))
+        remove_leftovers(out, unfinished_folder(request.out))
         if request.resume:
             require_unfinished(request.out)
         check_destination(request.out, replace)
@@ -280,14 +279,14 @@ def _run(
 
 
 def _identity(loaded: FloatModel, images: ImageSet, recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Everything that decides the result of a run."""
+    """Everything that decides the result of a run; what follows from something else after it."""
     return {
         "tool_version": version("fimaq-tool"),
         "model": loaded.name,
         "weights_sha256": loaded.weights_sha256,
-        "images": images.id,
         "device": device.type,
         "recipe": recipe.to_dict(),
+        "images": images.id,
     }
 
 

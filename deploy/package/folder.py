@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fimaq.toolchain.errors import InputError
-from fimaq.toolchain.files import whole_folder
+from fimaq.toolchain.files import check_free_folder, whole_folder
 
 MANIFEST = "fimaq-package.json"
 
@@ -21,14 +21,10 @@ Files = Mapping[str, str | Path]
 def check_destination(folder: Path, force: bool) -> None:
     """Raise InputError where a package cannot be written; call it before the model is read, too.
 
-    An absent or empty folder is fine. ``force`` replaces an earlier package, never a folder that is something else.
+    An absent or empty folder is fine. ``force`` replaces an earlier package, never a folder that is something else or
+    that somebody has put other files into.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} exists and is not a package; it is never overwritten. Give another -o.")
-    if not force:
-        raise InputError(f"package {folder} exists. Give another -o, or --force to replace it.")
+    check_free_folder(folder, "package", force, _files_of)
 
 
 def write_package(folder: Path, files: Files, manifest: Mapping[str, Any], force: bool) -> dict[str, str]:
@@ -46,6 +42,15 @@ def write_package(folder: Path, files: Files, manifest: Mapping[str, Any], force
             f"package {folder} cannot be written ({error}); it is as it was. Free some space or give another -o."
         ) from error
     return hashes
+
+
+def _files_of(folder: Path) -> set[str] | None:
+    """The files of an earlier package; None where its manifest is missing or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {MANIFEST, *manifest["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _write(path: Path, content: str | Path) -> str:

@@ -158,6 +158,27 @@ def test_an_earlier_package_is_replaced_as_a_whole_when_told(model, tmp_path):
     assert "servingruntime.yaml" in contents(tmp_path / "out")
 
 
+@pytest.mark.parametrize("other", ["notes.txt", "models/tiny/2/model.onnx"])
+def test_a_package_with_other_files_in_it_is_not_replaced(model, tmp_path, other):
+    out = tmp_path / "out"
+    package(model, out, Docker())
+    (out / other).parent.mkdir(exist_ok=True)
+    (out / other).write_text("mine")
+    before = contents(out)
+    with pytest.raises(InputError, match=f"would be lost: {other}. Move"):
+        package(model, out, Docker(), force=True)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": 1}'])
+def test_a_folder_with_a_damaged_manifest_is_no_package(model, tmp_path, manifest):
+    out = tmp_path / "out"
+    package(model, out, Docker())
+    (out / "fimaq-package.json").write_text(manifest)
+    with pytest.raises(InputError, match="is not a package"):
+        package(model, out, Docker(), force=True)
+
+
 def test_a_write_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
     package(model, tmp_path / "out", Docker())
     before = contents(tmp_path)

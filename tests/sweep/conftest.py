@@ -1,5 +1,6 @@
 """A world without models: what quantize, export and evaluate would leave behind, in no time, and a record of calls."""
 
+import hashlib
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -100,7 +101,13 @@ def world(monkeypatch):
 
     def timed(files, progress):
         bench["called"].append([path.name for path in files])
-        return {"models": [{"images_per_second": float(next(rate))} for _ in files]}
+        hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        return {
+            "models": [
+                {"model": str(path), "sha256": sha256, "images_per_second": float(next(rate))}
+                for path, sha256 in zip(files, hashes, strict=True)
+            ]
+        }
 
     monkeypatch.setattr(sweeping, "bench", timed)
     made.benched = bench["called"]

@@ -92,6 +92,25 @@ def test_files_are_benched_together_when_asked(swept, world, folder):
     assert [path.rsplit("/", 1)[1] for path in result["plots"]] == ["pareto-bytes.svg", "pareto-speed.svg"]
 
 
+def test_speeds_stay_while_the_files_do(swept, world, folder):
+    swept(BITS, timed=True)
+    again = swept(BITS)
+    assert [run["images_per_second"] for run in again["runs"]] == [100, 200, 300, 400]
+    assert "images/s" in (folder / "out" / "results.md").read_text()
+    assert len(again["plots"]) == 2
+    file = next((folder / "out").glob("a-float-*.onnx"))
+    file.write_text("another")
+    assert [run["images_per_second"] for run in swept(BITS)["runs"]] == [None] * 4
+    assert len(world.benched) == 1
+
+
+@pytest.mark.parametrize("name", ["calib", "val"])
+def test_missing_images_are_named_by_their_option(name, plan, folder, world):
+    (folder / name).rename(folder / "elsewhere")
+    with pytest.raises(InputError, match=rf"^{name} images \(--{name}, or {name} in the plan\): "):
+        sweep(load_plan(plan(TWO)), folder / "out")
+
+
 # ---------------------------------------------------------------- going on
 
 

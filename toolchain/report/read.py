@@ -12,10 +12,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from ..artifact import Artifact
+from ..artifact import LOG, Artifact
 from ..errors import InputError
-
-LOG = "log.jsonl"
 
 
 @final

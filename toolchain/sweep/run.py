@@ -12,7 +12,7 @@ from typing import Any, final
 
 from ..artifact import read_manifest
 from ..bench import bench
-from ..data import open_dataset
+from ..data import ImageSet, open_dataset
 from ..distributed.launch import read_launch
 from ..errors import FimaqError, InputError, UsageError
 from ..evaluate import OrtPredictor, evaluate
@@ -62,7 +62,8 @@ def sweep(
 
     ``results.jsonl`` gets a line a run when it is done or has failed; the last line of an identity holds. A run that is
     done is left out, one that failed is tried again, and one that was cut off goes on after its last finished block.
-    ``timed`` benches all files against each other at the end. Then ``results.md`` and the plots are written anew.
+    ``timed`` benches all files against each other at the end; without it speeds are those of an earlier time, if that
+    was of the same files. Then ``results.md`` and the plots are written anew.
 
     Raises InputError for data that cannot be opened and for a results.jsonl that holds something else, UsageError under
     a launcher of several processes, EnvironmentProblem for a device that is not there.
@@ -76,7 +77,7 @@ def sweep(
     check_writable(folder / RESULTS)
     done = read_results(folder / RESULTS)
     facts = {
-        name: [source, open_dataset(source, require_labels=False).sample_ids_sha256]
+        name: [source, _open(name, source).sample_ids_sha256]
         for name, source in (("calib", plan.calib), ("val", plan.val))
     }
     runs = []
@@ -93,8 +94,16 @@ def sweep(
                     file.write(json.dumps(done[run.identity]) + "\n")
             task.advance(1, run=run.path.name)
     rows = [done[run.identity] for run in runs]
-    speeds = _bench([row for row in rows if "error" not in row], folder, progress) if timed else {}
+    good = [row for row in rows if "error" not in row]
+    speeds = _bench(good, folder, progress) if timed else _earlier_speeds(good, folder)
     return _written(rows, speeds, folder)
+
+
+def _open(name: str, source: str) -> ImageSet:
+    try:
+        return open_dataset(source, require_labels=False)
+    except FimaqError as error:  # which speaks of --data
+        raise type(error)(f"{name} images (--{name}, or {name} in the plan): {error}") from error
 
 
 def _attempt(run: _Run, plan: Plan, device: str, progress: Progress) -> dict[str, Any]:
@@ -170,6 +179,17 @@ def _bench(rows: list[dict[str, Any]], folder: Path, progress: Progress) -> dict
     result = bench(files, progress=progress)
     write_whole(folder / BENCH, (json.dumps(result, indent=1) + "\n").encode())
     return {row["identity"]: timed["images_per_second"] for row, timed in zip(rows, result["models"], strict=True)}
+
+
+def _earlier_speeds(rows: list[dict[str, Any]], folder: Path) -> dict[str, float]:
+    """What ``_bench`` found before, if it was of each of these files as they are now."""
+    try:
+        timed = json.loads((folder / BENCH).read_text(encoding="utf-8"))["models"]
+        found = {(Path(one["model"]).name, one["sha256"]): float(one["images_per_second"]) for one in timed}
+        names = {row["identity"]: f"{row['run']}.onnx" for row in rows}
+        return {identity: found[name, _sha256(folder / name)] for identity, name in names.items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def _written(rows: list[dict[str, Any]], speeds: Mapping[str, float], folder: Path) -> dict[str, Any]:

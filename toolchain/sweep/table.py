@@ -7,7 +7,17 @@ from typing import Any
 
 from tabulate import tabulate
 
-HEADERS = ("model", "bits", "loss", "seed", "top-1 (95 %)", "agreement / floor", "seconds", "MB", "command")
+HEADERS = (
+    "model",
+    "bits",
+    "loss",
+    "seed",
+    "top-1 (95 %)",
+    "agreement / floor",
+    "seconds",
+    "MB",
+    "command without paths",
+)
 SPEED = "images/s"
 
 
