@@ -19,12 +19,12 @@ import torch
 from fimaq.cli.quantize import command as quantize_command
 from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.artifact import Artifact
+from fimaq.toolchain.device import pick_device
 from fimaq.toolchain.distributed.launch import Launch, is_first, read_launch
 from fimaq.toolchain.distributed.ranks import Ranks
 from fimaq.toolchain.distributed.share import even_share
 from fimaq.toolchain.errors import EnvironmentProblem, UsageError
 from fimaq.toolchain.evaluate import EvalResult
-from fimaq.toolchain.quantize import pick_device
 from fimaq.toolchain.quantizers import random_mask
 from fimaq.toolchain.recipe import load_recipe
 from fimaq.toolchain.reconstruct import place

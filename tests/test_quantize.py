@@ -17,15 +17,17 @@ from safetensors.torch import load_file, save_file
 
 from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.augment import AREA, RATIO, random_resized_crop
+from fimaq.toolchain.calibration_images import load_images
 from fimaq.toolchain.checkpoint import FinishedBlock, at_work, open_checkpoint, require_idle, unfinished_folder
 from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.data.demo_set import DEMO_MODELS
+from fimaq.toolchain.device import pick_device
 from fimaq.toolchain.errors import EnvironmentProblem, InputError
 from fimaq.toolchain.families import wrap
 from fimaq.toolchain.model import load_float
 from fimaq.toolchain.preprocess import Preprocessing
 from fimaq.toolchain.progress import NullProgress
-from fimaq.toolchain.quantize import QuantizeRequest, load_images, pick_device, quantize
+from fimaq.toolchain.quantize import QuantizeRequest, quantize
 from fimaq.toolchain.recipe import Recipe
 from fimaq.toolchain.reconstruct import run as running
 from fimaq.toolchain.reconstruct.store import RamStore

@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,24 +13,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, final
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from .allocator import keep_freed_memory
 from .artifact import LOG, Artifact, check_destination
-from .augment import random_resized_crop
 from .calibrate import calibrate
+from .calibration_images import load_images, open_calibration_images, wanted_images
 from .checkpoint import Checkpoint, at_work, open_checkpoint, require_idle, require_unfinished, unfinished_folder
-from .data import ImageSet, calibration_sample, open_dataset
-from .distributed.launch import SINGLE, Launch, read_launch
-from .distributed.ranks import ALONE, Ranks, joined
+from .data import ImageSet
+from .device import pick_device
+from .distributed.launch import read_launch
+from .distributed.ranks import Ranks, joined
 from .environment import environment
-from .errors import EnvironmentProblem, InputError, UsageError
+from .errors import InputError, UsageError
 from .families import QuantModel, wrap
 from .files import check_folder, remove_leftovers
 from .model import FloatModel, load_float, require_quantizable, untrained
-from .preprocess import Preprocessing
 from .progress import NullProgress, Progress
 from .recipe import Recipe
 from .reconstruct import reconstruct
@@ -40,10 +37,6 @@ from .reconstruct.estimate import estimate_memory
 from .reconstruct.place import CacheChoice, CachePlan, plan_caches
 from .reconstruct.store import Store, make_store
 from .run_folder import layer_rows, run_tensors
-from .runtime import usable_cores
-
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "calib"}
-"""Folder names that mean a data set, not a class."""
 
 
 @final
@@ -107,9 +100,7 @@ def _quantize(
     def load() -> tuple[FloatModel, ImageSet]:
         require_quantizable(request.model)
         loaded = load_float(request.model, request.weights)
-        images = open_dataset(request.data, labels_file=request.labels, classes=loaded.classes, require_labels=False)
-        _refuse_splits(images)
-        images = images.subset(calibration_sample(images, _wanted_images(recipe), recipe.seed))
+        images = open_calibration_images(request.data, request.labels, loaded.classes, recipe)
         _refuse_idle(ranks, recipe, len(images))
         return loaded, images
 
@@ -162,72 +153,12 @@ def _quantize(
     }
 
 
-def pick_device(name: str, launch: Launch = SINGLE) -> torch.device:
-    """``auto`` takes a CUDA device if there is one: the first, or each of a launcher's processes its own.
-
-    Raises EnvironmentProblem for a device that is not there, UsageError for one device for several processes.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and launch.size > 1:
-        if name != device.type:  # cuda:0
-            raise UsageError(f"--device {name} is one device for {launch.size} processes; wanted one each. Give cuda.")
-        device = torch.device("cuda", launch.local_rank)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EnvironmentProblem(
-            f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices. "
-            "Use --device cpu, or install a torch build and driver that match the GPU."
-        )
-    return device
-
-
 def plan_untrained(name: str, recipe: Recipe, device: str, out: Path, cache: CacheChoice = "auto") -> CachePlan:
     """What quantizing would take and where its caches would go, without weights and images. Raises as ``quantize``."""
     module, input_size = untrained(name)
     model = wrap(module, input_size)
-    estimate = estimate_memory(model, input_size, recipe, _wanted_images(recipe))
+    estimate = estimate_memory(model, input_size, recipe, wanted_images(recipe))
     return plan_caches(cache, estimate, pick_device(device), out)
-
-
-def load_images(
-    images: ImageSet,
-    preprocessing: Preprocessing,
-    recipe: Recipe,
-    progress: Progress,
-    store: Store,
-    ranks: Ranks = ALONE,
-) -> Tensor:
-    """Calibration images as float32 ``[n, 3, h, w]`` in ``store``, augmented if the recipe says so.
-
-    Decoded on all cores. Of several ``ranks`` each writes its share only.
-    """
-
-    def one(index: int) -> np.ndarray:
-        image = images.load(index)
-        if recipe.calibrate.augment == "train":
-            crop = random_resized_crop(image, preprocessing, recipe.seed, images.sample_ids[index])
-            return preprocessing.normalize(crop)
-        return preprocessing.apply(image)
-
-    out = store.empty(len(images), 3, preprocessing.height, preprocessing.width)
-    share = ranks.share(len(images))
-    rows = range(share.start, share.stop)
-    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("load images", len(share)) as task:
-        for row, array in zip(rows, pool.map(one, rows), strict=True):
-            out[row] = torch.from_numpy(array)
-            task.advance()
-    return out
-
-
-def _refuse_splits(images: ImageSet) -> None:
-    """A folder that holds whole data sets would calibrate on held-out images. Raises InputError."""
-    tops = {sample_id.split("/")[0] for sample_id in images.sample_ids if sample_id.count("/") > 1}
-    if len(tops) > 1 and (found := sorted(tops & SPLITS)):
-        raise InputError(
-            f"{images.source} holds {' and '.join(found)}, which are data sets of their own: wanted one of them, and "
-            f"not the one that measures accuracy. Give --data {images.source}/{found[0]}."
-        )
 
 
 def _refuse_idle(ranks: Ranks, recipe: Recipe, images: int) -> None:
@@ -242,12 +173,6 @@ def _refuse_idle(ranks: Ranks, recipe: Recipe, images: int) -> None:
         raise UsageError(
             f"got {ranks.size} processes for {shared[name]} {name}; wanted no more processes than that. Start fewer."
         )
-
-
-def _wanted_images(recipe: Recipe) -> int:
-    if recipe.reconstruct.iterations == 0:
-        return recipe.calibrate.samples
-    return max(recipe.calibrate.samples, recipe.reconstruct.samples, recipe.fisher.samples)
 
 
 def _run(

@@ -13,13 +13,14 @@ from typing import Any, final
 from ..artifact import read_manifest
 from ..bench import bench
 from ..data import ImageSet, open_dataset
+from ..device import pick_device
 from ..distributed.launch import read_launch
 from ..errors import FimaqError, InputError, UsageError
 from ..evaluate import OrtPredictor, evaluate
 from ..export import export_float, export_run
 from ..files import check_writable, write_whole
 from ..progress import NullProgress, Progress, Titled
-from ..quantize import QuantizeRequest, pick_device, quantize
+from ..quantize import QuantizeRequest, quantize
 from .pareto import pareto_plot
 from .plan import Configuration, Plan, identity, run_name
 from .results import read_results
