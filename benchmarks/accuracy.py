@@ -13,7 +13,6 @@ For two cores start two, with one thread, a plan and a FOLDER each (``OMP_NUM_TH
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import hashlib
 import json
@@ -22,14 +21,14 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
 from fimaq.toolchain import quantize as quantizing
-from fimaq.toolchain.calibrate import calibrate
+from fimaq.toolchain.calibrate import calibrate, restore_grids
 from fimaq.toolchain.distributed.ranks import Ranks
 from fimaq.toolchain.families import QuantModel
-from fimaq.toolchain.nn import QuantLinear, quantizer_slots
 from fimaq.toolchain.progress import Progress
 from fimaq.toolchain.recipe import Recipe
 from fimaq.toolchain.sweep.plan import load_plan
@@ -55,14 +54,14 @@ COLUMNS = (
 
 
 class SharedCalibrations:
-    """Stands in for ``calibrate``: what it left in a model is kept, and put into the next model that would get it."""
+    """Stands in for ``calibrate``: the grids it found are kept, and put into the next model that would get them."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, QuantModel] = {}
+        self.kept: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(
         self, model: QuantModel, images: torch.Tensor, recipe: Recipe, progress: Progress, ranks: Ranks
-    ) -> None:
+    ) -> dict[str, np.ndarray]:
         """As ``calibrate``."""
         decides = (recipe.calibrate, recipe.weights, recipe.activations, recipe.first_conv_input_bits, recipe.seed)
         weights = [parameter.detach().numpy() for parameter in model.parameters()]
@@ -70,15 +69,11 @@ class SharedCalibrations:
         for array in (images.numpy(), *weights):
             sha256.update(array.tobytes())
         key = sha256.hexdigest()
-        if key not in self.kept:
-            calibrate(model, images, recipe, progress, ranks)
-            self.kept[key] = copy.deepcopy(model)
-            return
-        for name, layer in self.kept[key].layers.items():
-            made = ("bias",) if isinstance(layer, QuantLinear) else ()  # a layer may have got one
-            for slot in (*made, *quantizer_slots(layer)):
-                setattr(model.layers[name], slot, copy.deepcopy(getattr(layer, slot)))
-        model.load_state_dict(self.kept[key].state_dict())
+        if key in self.kept:
+            restore_grids(model, self.kept[key], recipe)
+        else:
+            self.kept[key] = calibrate(model, images, recipe, progress, ranks)
+        return self.kept[key]
 
 
 def run(plan: Path, folder: Path, data: Path, out: Path) -> None:

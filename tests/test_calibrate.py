@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
-from fimaq.toolchain.calibrate import calibrate, run_block
+from fimaq.toolchain.calibrate import calibrate, restore_grids, run_block
 from fimaq.toolchain.calibrate import collect as collecting
 from fimaq.toolchain.calibrate import linear as searching
 from fimaq.toolchain.calibrate.candidates import candidate_grids, grid_from_range
@@ -627,3 +627,32 @@ def test_a_block_runs_in_chunks_without_gradients():
     whole, parts = run_block(model.blocks[0], x), run_block(model.blocks[0], x, chunk=3)
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)  # float32; the batch decides how a product is cut
     assert not whole.requires_grad
+
+
+EVERYWHERE = {"granularity": "token", "matmul_granularity": "head-token"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        *((name, {}) for name in MODELS),
+        ("demo_vit", {"activations": EVERYWHERE}),
+        ("demo_swin", {"activations": EVERYWHERE}),
+        ("demo_vit", {"activations": {"symmetric": True}, "weights": {"symmetric": True}}),
+        ("demo_vit", {"calibrate": {"reparam_layernorm": False}}),
+    ],
+)
+def test_grids_restore_a_calibrated_model_to_the_bit(name, tables):
+    model, again, x = MODELS[name](), MODELS[name](), noise(4, 3, 32, 32)
+    settings = recipe(4, 5, **tables)
+    grids = calibrate(model, x, settings, NullProgress())
+    for array in grids.values():
+        array.flags.writeable = False  # as from a file
+    restore_grids(again, grids, settings)
+    wanted, restored = all_quantizers(model), all_quantizers(again)
+    assert {name: quantizer.spec for name, quantizer in restored.items()} == {n: q.spec for n, q in wanted.items()}
+    states = model.model.state_dict(), again.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert torch.equal(model(x), again(x))

@@ -13,12 +13,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fimaq.toolchain import quantize as quantizing
 from fimaq.toolchain.augment import AREA, RATIO, random_resized_crop
 from fimaq.toolchain.calibration_images import load_images
-from fimaq.toolchain.checkpoint import FinishedBlock, at_work, open_checkpoint, require_idle, unfinished_folder
+from fimaq.toolchain.checkpoint import (
+    Checkpoint,
+    FinishedPart,
+    at_work,
+    open_checkpoint,
+    require_idle,
+    unfinished_folder,
+)
 from fimaq.toolchain.data import open_dataset
 from fimaq.toolchain.data.demo_set import DEMO_MODELS
 from fimaq.toolchain.device import pick_device
@@ -131,7 +139,7 @@ def test_each_part_gets_as_many_images_as_the_recipe_says(calibrated, reconstruc
         pass
 
     counts: list[int] = []
-    monkeypatch.setattr(quantizing, "calibrate", lambda model, images, *how: counts.append(len(images)))
+    monkeypatch.setattr(quantizing, "calibrate", lambda model, images, *how: counts.append(len(images)) or {})
 
     def reconstruct(model: Any, inputs: Any, *how: Any) -> None:
         counts.extend([len(inputs.clean), len(inputs.quant)])
@@ -161,7 +169,7 @@ def test_a_block_of_another_run_is_not_taken(request_):
     """As where two processes were given one -o: the first one's blocks appear in the second one's folder."""
     folder = unfinished_folder(request_.out)
     first, second = ({"recipe": {"seed": seed}} for seed in (0, 1))
-    finished = FinishedBlock({"a": np.zeros(2, np.float32)}, {"name": "head"}, [])
+    finished = FinishedPart({"a": np.zeros(2, np.float32)}, {"name": "head"}, [])
     open_checkpoint(request_.out, first, resume=False, force=False).save("head", finished)
     kept = (folder / "head.safetensors").read_bytes()
     other = open_checkpoint(request_.out, second, resume=False, force=True)
@@ -381,7 +389,7 @@ def test_a_block_that_diverged_ends_the_run_and_is_not_kept(request_, monkeypatc
     with pytest.raises(InputError, match=r"NaN or infinity in the loss of blocks\.1"):
         quantize(request_)
     kept = {path.name for path in (request_.out.parent / ".run.unfinished").glob("*.safetensors")}
-    assert kept == {"patch_embed.safetensors", "blocks.0.safetensors"}
+    assert kept == {"calibration.safetensors", "patch_embed.safetensors", "blocks.0.safetensors"}
 
 
 def test_seconds_are_those_of_all_attempts(request_, monkeypatch):
@@ -396,6 +404,22 @@ def test_seconds_are_those_of_all_attempts(request_, monkeypatch):
     seconds = quantize(request_)["seconds"]
     assert seconds["reconstruct"] > 1000
     assert seconds["total"] > seconds["calibrate"] + seconds["reconstruct"]
+
+
+def test_seconds_of_calibration_are_those_it_took(request_, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizing, "reconstruct", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            quantize(request_)
+    checkpoint = Checkpoint(unfinished_folder(request_.out))
+    with safe_open(checkpoint.folder / "calibration.safetensors", framework="numpy") as file:
+        checkpoint.of = file.metadata()["of"]
+    kept = checkpoint.load("calibration")
+    assert kept.row["seconds"] > 0
+    checkpoint.save("calibration", replace(kept, row={"seconds": 1000.0}))
+    seconds = quantize(replace(request_, resume=True))["seconds"]
+    assert seconds["calibrate"] == 1000
+    assert seconds["total"] > 1000 + seconds["reconstruct"]
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
@@ -428,6 +452,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_tensors(request_, tmp_path, m
     with monkeypatch.context() as patch:
         begun.clear()
         patch.setattr(running, "reconstruct_block", lambda name, *args: (begun.append(name), original(name, *args))[1])
+        patch.setattr(quantizing, "calibrate", raising(AssertionError("calibrated again")))
         resumed = quantize(replace(request_, resume=True))
     assert begun == ["blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6", "blocks.7", "head"]
     assert resumed["sha256"] == whole["sha256"]

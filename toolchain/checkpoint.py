@@ -1,4 +1,4 @@
-"""The finished blocks of an unfinished run, in a hidden folder beside it, so that ``--resume`` can go on.
+"""The finished parts of an unfinished run (calibration, blocks), in a hidden folder beside it, for ``--resume``.
 
 Random streams depend on (seed, block, step) only, so a resumed run ends with the tensors of an uninterrupted one.
 """
@@ -38,8 +38,8 @@ CACHE_SUFFIX = ".cache"
 
 @final
 @dataclass(frozen=True)
-class FinishedBlock:
-    """A block's quantizers, its row in the manifest and its lines in log.jsonl."""
+class FinishedPart:
+    """A block's quantizers, its row in the manifest and its lines in log.jsonl; or the grids of a calibration."""
 
     tensors: Mapping[str, np.ndarray]
     row: Mapping[str, Any]
@@ -55,18 +55,18 @@ class FinishedBlock:
 
 @final
 class Checkpoint:
-    """One safetensors file per finished block, its row and log lines in the metadata.
+    """One safetensors file per finished part, its row and log lines in the metadata.
 
-    ``of`` stands for what decides the result, so that a block of another run is never taken.
+    ``of`` stands for what decides the result, so that a part of another run is never taken.
     """
 
     def __init__(self, folder: Path, of: str = "") -> None:
         self.folder = folder
         self.of = of
 
-    def load(self, block: str) -> FinishedBlock | None:
-        """What a finished block left, or None if it is not finished."""
-        path = self._path(block)
+    def load(self, part: str) -> FinishedPart | None:
+        """What a finished part left, or None if it is not finished."""
+        path = self._path(part)
         if not path.is_file():
             return None
         try:
@@ -77,19 +77,19 @@ class Checkpoint:
                 raise InputError(
                     f"checkpoint {path} is of another run. Quantize again with --force, or with another -o."
                 )
-            finished = FinishedBlock(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
+            finished = FinishedPart(tensors, json.loads(metadata["row"]), json.loads(metadata["log"]))
             if metadata["sha256"] != finished.sha256():
                 raise ValueError("its numbers are not those that were written")
             return finished
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"checkpoint {path} is damaged ({error}). Remove that file and go on with --resume: only its block is "
-                "learned again."
+                f"checkpoint {path} is damaged ({error}). Remove that file and go on with --resume: only its part is "
+                "done again."
             ) from error
 
-    def save(self, block: str, finished: FinishedBlock) -> None:
-        """Keep a finished block; the file appears whole or not at all."""
-        path = self._path(block)
+    def save(self, part: str, finished: FinishedPart) -> None:
+        """Keep a finished part; the file appears whole or not at all."""
+        path = self._path(part)
         temporary = path.with_suffix(".tmp")
         try:
             words = {"row": json.dumps(finished.row), "log": json.dumps(finished.log)}
@@ -106,7 +106,7 @@ class Checkpoint:
             ) from error
 
     def check(self) -> None:
-        """Raise InputError for a finished block that cannot be taken, before the work in front of it is done."""
+        """Raise InputError for a finished part that cannot be taken, before the work in front of it is done."""
         for path in sorted(self.folder.glob("*.safetensors")):
             self.load(path.stem)
 
@@ -117,8 +117,8 @@ class Checkpoint:
             self.folder.rename(aside)  # at once, so that a kill never leaves a part of it under its name
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _path(self, block: str) -> Path:
-        return self.folder / f"{block}.safetensors"
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{part}.safetensors"
 
 
 def require_unfinished(run: Path) -> None:
@@ -139,7 +139,7 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
     """The checkpoint of ``run``, empty unless ``resume``; ``identity`` is everything that decides the result.
 
     Raises InputError while another process is at work on it; with ``resume`` where there is nothing to go on from, or
-    it was begun with another identity; and without, where finished blocks would be lost, unless ``force``.
+    it was begun with another identity; and without, where finished parts would be lost, unless ``force``.
     """
     stamp = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     checkpoint = Checkpoint(unfinished_folder(run), stamp)
@@ -160,7 +160,7 @@ def open_checkpoint(run: Path, identity: Mapping[str, Any], resume: bool, force:
         return checkpoint
     if not force and any(checkpoint.folder.glob("*.safetensors")):
         raise InputError(
-            f"an unfinished run of {run} has finished blocks. Give --resume to go on with it, or --force to start anew."
+            f"an unfinished run of {run} has finished parts. Give --resume to go on with it, or --force to start anew."
         )
     checkpoint.discard()
     try:

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import IO, Any, final
 
 import torch
+from torch import Tensor
 
 from .allocator import keep_freed_memory
 from .artifact import LOG, Artifact, check_destination
-from .calibrate import calibrate
+from .calibrate import calibrate, restore_grids
 from .calibration_images import load_images, open_calibration_images, wanted_images
-from .checkpoint import Checkpoint, at_work, open_checkpoint, require_idle, require_unfinished, unfinished_folder
+from .checkpoint import (
+    Checkpoint,
+    FinishedPart,
+    at_work,
+    open_checkpoint,
+    require_idle,
+    require_unfinished,
+    unfinished_folder,
+)
 from .data import ImageSet
 from .device import pick_device
 from .distributed.launch import read_launch
@@ -37,6 +46,9 @@ from .reconstruct.estimate import estimate_memory
 from .reconstruct.place import CacheChoice, CachePlan, plan_caches
 from .reconstruct.store import Store, make_store
 from .run_folder import layer_rows, run_tensors
+
+CALIBRATION = "calibration"
+"""Its part of a checkpoint; blocks are called after their modules."""
 
 
 @final
@@ -192,15 +204,27 @@ def _run(
         file.write(json.dumps(row) + "\n")
 
     start = time.monotonic()
-    device = next(model.parameters()).device
-    calibrate(model, inputs.clean[: recipe.calibrate.samples].to(device), recipe, progress, ranks)
-    middle = time.monotonic()
+    calibrated = _calibrated(model, inputs.clean[: recipe.calibrate.samples], recipe, progress, checkpoint, ranks)
     inputs.clean = inputs.quant = inputs.clean[: recipe.reconstruct.samples]
     blocks = reconstruct(model, inputs, recipe, progress, log, checkpoint, store, ranks)
     _check_finite(model)
     spent = sum(row["seconds"] for row in blocks)  # of all attempts, where the run was resumed
-    seconds = {"calibrate": middle - start, "reconstruct": spent, "total": middle - began + spent}
+    seconds = {"calibrate": calibrated, "reconstruct": spent, "total": start - began + calibrated + spent}
     return {name: round(value, 3) for name, value in seconds.items()}, blocks
+
+
+def _calibrated(
+    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, checkpoint: Checkpoint, ranks: Ranks
+) -> float:
+    """Calibrate, or take what was found before the run was interrupted; the seconds that calibration took."""
+    if (finished := ranks.by_first(partial(checkpoint.load, CALIBRATION))) is None:
+        start = time.monotonic()
+        grids = calibrate(model, images.to(next(model.parameters()).device), recipe, progress, ranks)
+        finished = FinishedPart(grids, {"seconds": time.monotonic() - start}, [])
+        ranks.by_first(partial(checkpoint.save, CALIBRATION, finished))
+    else:
+        restore_grids(model, finished.tensors, recipe)
+    return float(finished.row["seconds"])
 
 
 def _identity(loaded: FloatModel, images: ImageSet, recipe: Recipe, device: torch.device) -> dict[str, Any]:

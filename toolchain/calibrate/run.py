@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..distributed.ranks import ALONE, Ranks
 from ..families import Block, QuantModel
-from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul, quantizer_slots
+from ..nn import QuantConv2d, QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Progress
-from ..quantizers import UniformQuantizer
 from ..recipe import Recipe
-from ..spec import QuantSpec
 from .collect import Observed, observing
+from .grids import grids_of, put_grid, slot_spec
 from .layernorm import fold_channel_scales
 from .linear import Grid, search_channels, search_linear
 from .matmul import search_matmul
@@ -28,19 +28,30 @@ def run_block(block: Block, x: Tensor, chunk: int = CHUNK) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, ranks: Ranks = ALONE) -> None:
+def calibrate(
+    model: QuantModel, images: Tensor, recipe: Recipe, progress: Progress, ranks: Ranks = ALONE
+) -> dict[str, np.ndarray]:
     """Give every layer its quantizers: weights rounded to nearest, activations on searched grids.
 
     ``images`` is ``[n, 3, h, w]``, preprocessed, on the model's device. The float function of the model stays the same
     (LayerNorm re-parameterisation moves scales between layers); its layers must still be float. Each of ``ranks``
     looks at all images and searches the grids of its part of the layers.
+
+    Returns the grids, from which ``restore_grids`` makes the same of another copy of the model.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
+    folded: dict[str, Grid] = {}
     x = images
     with progress.task("calibrate", len(model.layers)) as task:
         for block in model.blocks:
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
-            starts = _fold_norms(block, layers, x, recipe, generator) if recipe.calibrate.reparam_layernorm else {}
+            channels = _search_norms(block, layers, x, recipe, generator) if recipe.calibrate.reparam_layernorm else {}
+            starts = {
+                linear: fold_channel_scales(norm, linear, *channels[linear])
+                for norm, linear in block.norm_pairs
+                if linear in channels
+            }
+            folded |= {name: channels[layer] for name, layer in layers.items() if layer in channels}
             seen, output = _observe(block, layers, x, generator)
             for number, (name, layer) in enumerate(layers.items()):
                 inputs = seen.pop(name)
@@ -50,6 +61,7 @@ def calibrate(model: QuantModel, images: Tensor, recipe: Recipe, progress: Progr
             _exchange(list(layers.values()), images.device, ranks)
             x = output
     ranks.take_first([parameter.data for parameter in model.parameters()])
+    return grids_of(model, folded)
 
 
 def _exchange(layers: list[QuantLayer], device: torch.device, ranks: Ranks) -> None:
@@ -73,22 +85,19 @@ def _observe(
         return seen, run_block(block, x)
 
 
-def _fold_norms(
+def _search_norms(
     block: Block, layers: dict[str, QuantLayer], x: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> dict[nn.Module, Grid]:
-    """Fold per-channel scales into the block's LayerNorms; returns the resulting grid of each layer they feed."""
+    """A grid per input channel of each layer that a LayerNorm feeds."""
     fed = {name: layer for name, layer in layers.items() if any(layer is linear for _, linear in block.norm_pairs)}
     if not fed:
         return {}
     seen, _ = _observe(block, fed, x, generator)
-    names = {layer: name for name, layer in fed.items()}
-    starts: dict[nn.Module, Grid] = {}
-    spec = QuantSpec(recipe.activations.bits, symmetric=recipe.activations.symmetric)
-    for norm, linear in block.norm_pairs:
-        assert isinstance(linear, QuantLinear)
-        rows = torch.cat(seen[names[linear]].rows)
-        starts[linear] = fold_channel_scales(norm, linear, *search_channels(rows, spec, recipe.calibrate.candidates))
-    return starts
+    found: dict[nn.Module, Grid] = {}
+    for name, layer in fed.items():
+        spec = slot_spec(layer, "input_quantizer", recipe)
+        found[layer] = search_channels(torch.cat(seen[name].rows), spec, recipe.calibrate.candidates)
+    return found
 
 
 def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: Grid | None) -> None:
@@ -96,33 +105,28 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
         _calibrate_matmul(layer, seen, recipe)
         return
     assert layer.weight is not None
-    is_conv = isinstance(layer, QuantConv2d)
-    bits = recipe.first_conv_input_bits if is_conv else recipe.activations.bits
-    weight_spec = QuantSpec(recipe.weights.bits, "channel", recipe.weights.symmetric)
-    input_spec = QuantSpec(bits, "tensor", recipe.activations.symmetric)
-    by_token = recipe.activations.granularity == "token" and not is_conv and len(seen.shape) > 2
+    by_token = recipe.activations.granularity == "token" and not isinstance(layer, QuantConv2d) and len(seen.shape) > 2
     rows = torch.cat(seen.rows)
     weight = layer.weight.detach().flatten(1)
     if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; each is judged on those of all
         rows = rows.reshape(len(rows) * layer.groups, -1)
+    specs = [slot_spec(layer, slot, recipe) for slot in ("weight_quantizer", "input_quantizer")]
     (scale, zero), (in_scale, in_zero) = search_linear(
-        weight, rows, weight_spec, input_spec, recipe.calibrate.candidates, recipe.calibrate.rounds, start
+        weight, rows, *specs, recipe.calibrate.candidates, recipe.calibrate.rounds, start
     )
     ones = [1] * (layer.weight.ndim - 1)
-    layer.weight_quantizer = UniformQuantizer(weight_spec, scale.view(-1, *ones), zero.view(-1, *ones))
+    put_grid(layer, "weight_quantizer", recipe, (scale.view(-1, *ones), zero.view(-1, *ones)))
     if by_token:
         in_scale = in_scale.expand(1, *seen.shape[1:-1], 1)
-    spec = QuantSpec(bits, "token" if by_token else "tensor", recipe.activations.symmetric)
-    layer.input_quantizer = UniformQuantizer(spec, in_scale, in_zero)
+    put_grid(layer, "input_quantizer", recipe, (in_scale, in_zero))
 
 
 def _calibrate_matmul(layer: QuantMatMul, seen: Observed, recipe: Recipe) -> None:
-    granularity = recipe.activations.matmul_granularity
-    spec = QuantSpec(recipe.activations.bits, granularity, recipe.activations.symmetric)
+    spec = slot_spec(layer, "a_quantizer", recipe)  # that of both
     a, b = torch.cat(seen.a), torch.cat(seen.b)
     grids = search_matmul(a, b, spec, recipe.calibrate.candidates, recipe.calibrate.rounds)
     tokens = (a.shape[-2], b.shape[-1] if layer.transpose_b else b.shape[-2])
-    for slot, (scale, zero), count in zip(("a_quantizer", "b_quantizer"), grids, tokens, strict=True):
-        if granularity == "head-token":
+    for slot, (scale, zero), count in zip(quantizer_slots(layer), grids, tokens, strict=True):
+        if spec.granularity == "head-token":
             scale = scale.expand(1, -1, count, 1)
-        setattr(layer, slot, UniformQuantizer(spec, scale, zero))
+        put_grid(layer, slot, recipe, (scale, zero))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..calibrate import run_block
-from ..checkpoint import Checkpoint, FinishedBlock
+from ..checkpoint import Checkpoint, FinishedPart
 from ..distributed.ranks import ALONE, Ranks
 from ..errors import InputError
 from ..families import Block, QuantModel
@@ -91,7 +91,7 @@ def reconstruct(
                     "seconds_by_part": parts,
                     "peak_bytes": memory.bytes(),
                 }
-                finished = FinishedBlock(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
+                finished = FinishedPart(quantizer_tensors(layers), row, [*lines, {"event": "block", **row}])
                 _require_agreement(block.name, finished, ranks)
                 ranks.by_first(partial(checkpoint.save, block.name, finished))
             else:
@@ -130,12 +130,12 @@ def _require_finite(block: str, layers: dict[str, QuantLayer], loss: float) -> N
             )
 
 
-def _require_agreement(block: str, finished: FinishedBlock, ranks: Ranks) -> None:
+def _require_agreement(block: str, finished: FinishedPart, ranks: Ranks) -> None:
     """Every process steps by the same sums, so it must have learned the same bits."""
     ranks.require_same(finished.sha256(), f"results in {block}")
 
 
-def _restore(layers: dict[str, QuantLayer], finished: FinishedBlock, device: torch.device) -> None:
+def _restore(layers: dict[str, QuantLayer], finished: FinishedPart, device: torch.device) -> None:
     restore_quantizers(layers, {name: layer_row(name, layer) for name, layer in layers.items()}, finished.tensors)
     for layer in layers.values():
         layer.to(device)
