@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..families import QuantModel
-from ..nn import QuantConv2d, QuantLayer, QuantMatMul, quantizer_slots
+from ..families import Block, QuantModel
+from ..nn import QuantConv2d, QuantLayer, QuantLinear, QuantMatMul, quantizer_slots
 from ..quantizers import UniformQuantizer
 from ..recipe import Recipe
 from ..spec import QuantSpec
@@ -36,6 +36,19 @@ def put_grid(layer: QuantLayer, slot: str, recipe: Recipe, grid: Grid) -> None:
     setattr(layer, slot, UniformQuantizer(slot_spec(layer, slot, recipe, scale.ndim > 0), scale, zero_point))
 
 
+def fold_norms(block: Block, channels: Mapping[nn.Module, Grid]) -> dict[nn.Module, Grid]:
+    """Fold the grid per input channel of each layer into its LayerNorm; the grid each is left with.
+
+    Without ``channels`` nothing is folded.
+    """
+    return {linear: _folded(norm, linear, channels[linear]) for norm, linear in block.norm_pairs if channels}
+
+
+def _folded(norm: nn.LayerNorm, linear: nn.Module, channels: Grid) -> Grid:
+    assert isinstance(linear, QuantLinear)
+    return fold_channel_scales(norm, linear, *channels)
+
+
 def grids_of(model: QuantModel, folded: Mapping[str, Grid]) -> dict[str, np.ndarray]:
     """Every grid of a calibrated model, and those ``folded`` into LayerNorms by the layer they feed, by name."""
     found: dict[tuple[str, str], Grid] = {(name, FOLDED): grid for name, grid in folded.items()}
@@ -54,15 +67,14 @@ def grids_of(model: QuantModel, folded: Mapping[str, Grid]) -> dict[str, np.ndar
 def restore_grids(model: QuantModel, grids: Mapping[str, np.ndarray], recipe: Recipe) -> None:
     """Make a float ``model`` what ``calibrate`` made of it when it returned ``grids``."""
     device = next(model.parameters()).device
-    names = {layer: name for name, layer in model.layers.items()}
+    names: dict[nn.Module, str] = {layer: name for name, layer in model.layers.items()}
 
-    def grid(layer: QuantLayer, slot: str) -> Grid:
+    def grid(layer: nn.Module, slot: str) -> Grid:
         scale, zero_point = (_tensor(grids[f"{names[layer]}.{slot}.{part}"]) for part in ("scale", "zero_point"))
         return scale.to(device), zero_point.to(device)
 
-    for block in model.blocks:
-        for norm, linear in block.norm_pairs if recipe.calibrate.reparam_layernorm else ():
-            fold_channel_scales(norm, linear, *grid(linear, FOLDED))
+    for block in model.blocks if recipe.calibrate.reparam_layernorm else ():
+        fold_norms(block, {linear: grid(linear, FOLDED) for _, linear in block.norm_pairs})
     for layer in model.layers.values():
         for slot in quantizer_slots(layer):
             put_grid(layer, slot, recipe, grid(layer, slot))

@@ -12,8 +12,7 @@ from ..nn import QuantConv2d, QuantLayer, QuantMatMul, quantizer_slots
 from ..progress import Progress
 from ..recipe import Recipe
 from .collect import Observed, observing
-from .grids import grids_of, put_grid, slot_spec
-from .layernorm import fold_channel_scales
+from .grids import fold_norms, grids_of, put_grid, slot_spec
 from .linear import Grid, search_channels, search_linear
 from .matmul import search_matmul
 
@@ -46,11 +45,7 @@ def calibrate(
         for block in model.blocks:
             layers = {name: model.layers[name] for name in model.block_layers[block.name]}
             channels = _search_norms(block, layers, x, recipe, generator) if recipe.calibrate.reparam_layernorm else {}
-            starts = {
-                linear: fold_channel_scales(norm, linear, *channels[linear])
-                for norm, linear in block.norm_pairs
-                if linear in channels
-            }
+            starts = fold_norms(block, channels)
             folded |= {name: channels[layer] for name, layer in layers.items() if layer in channels}
             seen, output = _observe(block, layers, x, generator)
             for number, (name, layer) in enumerate(layers.items()):
@@ -110,9 +105,9 @@ def _calibrate_layer(layer: QuantLayer, seen: Observed, recipe: Recipe, start: G
     weight = layer.weight.detach().flatten(1)
     if isinstance(layer, QuantConv2d) and layer.groups > 1:  # rows hold all groups; each is judged on those of all
         rows = rows.reshape(len(rows) * layer.groups, -1)
-    specs = [slot_spec(layer, slot, recipe) for slot in ("weight_quantizer", "input_quantizer")]
+    weight_spec, input_spec = (slot_spec(layer, slot, recipe) for slot in ("weight_quantizer", "input_quantizer"))
     (scale, zero), (in_scale, in_zero) = search_linear(
-        weight, rows, *specs, recipe.calibrate.candidates, recipe.calibrate.rounds, start
+        weight, rows, weight_spec, input_spec, recipe.calibrate.candidates, recipe.calibrate.rounds, start
     )
     ones = [1] * (layer.weight.ndim - 1)
     put_grid(layer, "weight_quantizer", recipe, (scale.view(-1, *ones), zero.view(-1, *ones)))
