@@ -17,8 +17,9 @@ EXIT_INTERNAL = 70
 """A bug in this tool (EX_SOFTWARE): 1 would read as a failed gate."""
 EXIT_INTERRUPTED = 130
 
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
-"""Errors of the operating system that are not a bug of ours: no space, no permission."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of the operating system that are not a bug of ours."""
 
 DEBUG, JSON, EMITTED = "fimaq.debug", "fimaq.json", "fimaq.emitted"
 """Keys in the context's shared ``meta``: show tracebacks; stdout is for one JSON object; that object is out."""
@@ -66,7 +67,8 @@ def _told(error: BaseException, command: str | None) -> tuple[str, int]:
         )
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in reason:  # tempfile's
         return f"{error.strerror}. Free some space or set TMPDIR.", EnvironmentProblem.exit_code
-    if isinstance(error, OSError) and error.errno in MACHINE:
+    if isinstance(error, OSError) and error.errno in (*NO_ACCESS, *NO_ROOM):
         reason = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-        return f"{reason}. Free some space, or use a place you may write to.", EnvironmentProblem.exit_code
+        step = "Give your user access to it, or use another place" if error.errno in NO_ACCESS else "Free some space"
+        return f"{reason}. {step}.", EnvironmentProblem.exit_code
     return f"internal error, a bug in fimaq-tool: {type(error).__name__}: {reason}", EXIT_INTERNAL

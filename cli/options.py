@@ -25,7 +25,7 @@ class _File(click.Path):
         return super().convert(value, param, ctx)
 
 
-FILE = _File(path_type=Path)
+FILE = _File(path_type=Path, readable=False)
 
 
 NO_VARIABLE = ("--out", "--force")

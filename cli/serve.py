@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import FILE, count, debug_option, example, json_option, option
-from .output import emit, next_command, note
+from .output import emit, next_command
 
 if TYPE_CHECKING:
     from fimaq.deploy.serve import Listening
@@ -73,16 +72,7 @@ def command(source: Path, as_json: bool, **options: Any) -> None:
     )
     settings = Settings(source, limits=limits, **options)
     set_up(log_format or ("text" if sys.stderr.isatty() else "json"), log_level)
-    if settings.keys is None and not _is_loopback(settings.host):
-        note(f"{settings.host} can be reached by others, and no key is asked for: give --keys FILE, or trust them.")
     serve(settings, lambda listening: _announce(listening, as_json))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _announce(listening: Listening, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 MOST_NAMED = 5
 """Files that a message names."""
@@ -77,9 +80,15 @@ def check_writable(out: Path, option: str = "-o") -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {folder}: {error.strerror}. Free some space or give another {option}."
-        ) from error
+        space = "Free some space or give" if error.errno in NO_SPACE else "Give"
+        raise InputError(f"{out} cannot be written: {folder}: {error.strerror}. {space} another {option}.") from error
+
+
+def unreadable(path: Path, error: OSError | None = None) -> InputError:
+    """For a path that this user may not read."""
+    user = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+    reason = os.strerror(errno.EACCES) if error is None else error.strerror
+    return InputError(f"{path} cannot be read by {user} ({reason}). Give that user access to it, or run as its owner.")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from .cgroup import cpu_quota
 from .errors import EnvironmentProblem, InputError, UsageError
 from .external import read_data_file
+from .files import unreadable
 from .processor import saturates
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ def _source(model: Path | str | bytes) -> tuple[str | bytes, str]:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
         raise InputError(f"{path} is {kind}; wanted an ONNX file. Write one with fimaq-tool export RUN -o MODEL.onnx.")
+    if not os.access(path, os.R_OK):
+        raise unreadable(path)
     return str(path), str(path)
 
 

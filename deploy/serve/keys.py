@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self, final
 
 from fimaq.toolchain.errors import InputError
+from fimaq.toolchain.files import unreadable
 
 from .errors import Unauthenticated
 
@@ -24,6 +25,8 @@ class Keys:
     def __init__(self, path: Path) -> None:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except PermissionError as error:
+            raise unreadable(path, error) from error
         except (OSError, ValueError) as error:
             raise InputError(f"keys {path} cannot be read ({error}); wanted a text file. Correct --keys.") from error
         keys = [line for line in lines if line and not line.startswith("#")]

@@ -12,11 +12,11 @@ import orjson
 LogFormat = Literal["json", "text"]
 LEVELS = ("debug", "info", "warning", "error")
 
-ROOT = "fimaq.deploy.serve"
+ROOT, OTHERS = "fimaq.deploy.serve", ("uvicorn", "opentelemetry", "py.warnings")
 
 
 def set_up(log_format: LogFormat, level: str) -> None:
-    """Send this package's records, uvicorn's and Python's warnings to stderr.
+    """Send this package's records, uvicorn's, OpenTelemetry's and Python's warnings to stderr.
 
     A record's own fields come from ``extra={"fields": {...}}``. Of uvicorn only warnings and errors are kept: what it
     says about requests is said here.
@@ -24,7 +24,7 @@ def set_up(log_format: LogFormat, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.captureWarnings(True)
-    for name, lowest in ((ROOT, level), ("uvicorn", "warning"), ("py.warnings", "warning")):
+    for name, lowest in ((ROOT, level), *((other, "warning") for other in OTHERS)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(lowest.upper())

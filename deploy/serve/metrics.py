@@ -56,6 +56,17 @@ class _Models(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the counters of every model."""
         yield GaugeMetricFamily("fimaq_ready", "Whether requests are taken.", value=float(self._ready()))
+        yield GaugeMetricFamily(
+            "fimaq_repository_unreadable",
+            "Whether the last reload could not read the repository.",
+            value=float(self._models.unreadable),
+        )
+        failed = GaugeMetricFamily(
+            "fimaq_load_failed", "A version on disk that could not be loaded; 1 while that is so.", labels=LABELS
+        )
+        for called in self._models.failed:
+            failed.add_metric(called, 1)
+        yield failed
         held = GaugeMetricFamily("fimaq_requests_held", "Requests read, waiting or running.", labels=LABELS)
         images = CounterMetricFamily("fimaq_images", "Images computed.", labels=LABELS)
         runs = CounterMetricFamily("fimaq_runs", "Times the model ran.", labels=LABELS)

@@ -88,7 +88,12 @@ class ServedModel:
             self._close_if_unused()
 
     def submit(self, images: Images) -> asyncio.Future[Answer]:
-        """Queue images; to be called while holding a place."""
+        """Queue images; to be called while holding a place. Raises Malformed for floats that are not finite.
+
+        A quantized model would clip them and answer as if nothing were wrong.
+        """
+        if self.image.kind == "float" and not np.isfinite(images).all():
+            raise Malformed("the image holds values that are not finite; wanted numbers.")
         return self._batcher.submit(images)
 
     def retire(self) -> None:
@@ -100,13 +105,10 @@ class ServedModel:
         """Wait until a retired model has ended; blocks."""
         self._batcher.join()
 
-    def check(self, images: Images, answer: Answer) -> None:
-        """Raise Malformed or ModelFailed, as whose fault it is, where the logits are not finite."""
-        if np.isfinite(answer.logits).all():
-            return
-        if not np.isfinite(images).all():
-            raise Malformed("the image holds values that are not finite; wanted numbers.")
-        raise ModelFailed(f"model {self.name} gave logits that are not finite. Quantize or export it again.")
+    def check(self, answer: Answer) -> None:
+        """Raise ModelFailed where the logits are not finite."""
+        if not np.isfinite(answer.logits).all():
+            raise ModelFailed(f"model {self.name} gave logits that are not finite. Quantize or export it again.")
 
     def _turn_away(self) -> int:
         """Whole seconds after which it should be the turn of whoever is turned away now.

@@ -37,6 +37,7 @@ class Registry:
     """Loads models aside, in a thread, and swaps them in between two requests.
 
     A file that fails to load or to run never replaces a model that is served; why it failed is in the index.
+    ``loaded`` once all models were; ``unreadable`` while the repository itself could not be read again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,6 +48,7 @@ class Registry:
         self._unloaded: dict[str, list[ModelFile]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.loaded = False
+        self.unreadable = False
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
         """A version of a model, the newest by default.
@@ -86,6 +88,11 @@ class Registry:
             entries[key] = Entry(*key, "READY", self._failed.get(key, ""))
         return sorted(entries.values(), key=lambda entry: (entry.name, int(entry.version)))
 
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """Models and versions that are on disk and could not be loaded."""
+        return sorted(self._failed)
+
     async def start(self) -> None:
         """Load everything. Raises the FimaqError of the first model that cannot be served."""
         async with self._one_at_a_time:
@@ -99,10 +106,15 @@ class Registry:
             try:
                 files = await asyncio.to_thread(self._repository.scan)
             except (FimaqError, OSError) as error:
+                self.unreadable = True
                 log.error("reload failed", extra={"fields": {"reason": str(error)}})
                 return
+            self.unreadable = False
             names = {file.name for file in files}
-            self._unloaded = {name: own for name, own in self._unloaded.items() if name in names}
+            self._unloaded = {
+                name: [file for file in files if file.name == name] for name in self._unloaded if name in names
+            }
+            self._failed = {key: reason for key, reason in self._failed.items() if key[0] in names}
             for name in sorted(names - self._unloaded.keys()):
                 await self._bring_up(name, [file for file in files if file.name == name])
             for name in self._models.keys() - names:

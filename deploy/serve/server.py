@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -38,11 +40,14 @@ def serve(settings: Settings, announce: Callable[[Listening], None]) -> None:
 
     SIGTERM drains: the server is not ready, goes on answering for ``settings.drain`` seconds, then finishes what it
     holds and returns. SIGINT leaves the wait out; a second signal of either kind leaves the requests, too. SIGHUP
-    reloads the repository.
+    reads the keys and the repository again.
 
     Raises EnvironmentProblem where it cannot listen, and the FimaqError of a model that cannot be served.
     """
     keep_freed_buffers()
+    if settings.keys is None and not _is_loopback(settings.host):
+        fields = {"host": settings.host, "reason": "others can reach it, and no key is asked for: --keys FILE"}
+        log.warning("open to others", extra={"fields": fields})
     with asyncio.Runner(loop_factory=_web_config(None, settings).get_loop_factory()) as runner:
         runner.run(_serve(settings, announce))
 
@@ -57,6 +62,7 @@ async def _serve(settings: Settings, announce: Callable[[Listening], None]) -> N
         await asyncio.sleep(0)  # uvicorn takes the signals as it starts; from here on they are ours
         _handle_signals(service, web)
         if settings.grpc_port is not None:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says is no line of our log
             from .rpc.server import RpcServer
 
             rpc = await RpcServer.start(service)
@@ -91,6 +97,13 @@ def _web_config(app: object, settings: Settings) -> uvicorn.Config:
     )
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -123,7 +136,7 @@ def _handle_signals(service: Service, web: uvicorn.Server) -> None:
         web.should_exit = True
 
     def reload() -> None:
-        task = loop.create_task(service.registry.reload())
+        task = loop.create_task(service.reload())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

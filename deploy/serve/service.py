@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
+from fimaq.toolchain.errors import InputError
 from fimaq.toolchain.runtime import usable_cores
 
 from .keys import Keys
@@ -12,6 +15,8 @@ from .metrics import Metrics
 from .registry import Registry
 from .settings import Settings
 from .tracing import tracing
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -35,6 +40,14 @@ class Service:
     def ready(self) -> bool:
         """Whether new requests should be sent here."""
         return self.registry.loaded and not self.draining
+
+    async def reload(self) -> None:
+        """Read the keys and the repository again; what cannot be read is logged, and the old holds."""
+        try:
+            self.keys = await asyncio.to_thread(Keys.read, self.settings.keys)
+        except InputError as error:
+            log.error("keys not reloaded", extra={"fields": {"reason": str(error)}})
+        await self.registry.reload()
 
     async def close(self) -> None:
         """Let go of everything, once the last request is answered."""

@@ -70,6 +70,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; wanted 1 or more. Correct it or leave it out.")
+        if self.grpc_port == self.port and self.port:
+            raise UsageError(f"port {self.port} is given twice; wanted one each for HTTP and gRPC. Change --grpc-port.")
         if self.join is not None and self.join > self.limits.batch:
             raise UsageError(
                 f"join is {self.join} and the largest batch {self.limits.batch} images; wanted at most as many. "

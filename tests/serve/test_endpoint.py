@@ -369,3 +369,20 @@ def test_photographs_get_the_same_answers_as_tensors_and_as_files(start, fimaq_d
         there = result(tmp_path / f"{wire}.json", "--endpoint", server.url, "--wire", wire, *words)
         for name in SAME:
             np.testing.assert_array_equal(getattr(there.predictions, name), getattr(here.predictions, name))
+
+
+def test_a_server_of_something_else_is_told_in_one_line(folder):
+    class Foreign(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404, "Nothing <b>here</b>")
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as foreign:
+        threading.Thread(target=foreign.serve_forever, daemon=True).start()
+        done = evaluate("--endpoint", f"http://127.0.0.1:{foreign.server_port}", "--data", folder)
+        foreign.shutdown()
+    assert done.exit_code == 4
+    (line,) = done.stderr.strip().splitlines()
+    assert "answers 404: not as the Open Inference Protocol does. Give --endpoint http://HOST:PORT" in line

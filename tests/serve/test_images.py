@@ -127,6 +127,8 @@ def test_the_content_decides_which_format_it_is(server):
         (INFER, jpeg_that_claims(9_000, 9_000), "image/jpeg", 413, "9000x9000 pixels"),
         (INFER, webp_that_claims(12_000, 12_000), "image/webp", 413, "12000x12000 pixels"),
         (INFER, png(60_000, 1), "image/png", 400, "cannot be decoded"),
+        (INFER, b"--x", "multipart/form-data; boundary=x", 415, "send the image, or the JSON, as the whole body"),
+        (f"{INFER}?clasification=3", encoded(picture(), "PNG"), "image/png", 400, "the query has 'clasification'"),
         (f"{INFER}?classification=x", encoded(picture(), "PNG"), "image/png", 400, "wanted a number of classes"),
         (f"{INFER}?binary_data_output=1", encoded(picture(), "PNG"), "image/png", 400, "true or false"),
     ],

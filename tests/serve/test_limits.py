@@ -3,13 +3,16 @@
 import gzip
 import http.client
 import logging
+import signal
 import socket
 import struct
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import pytest
+from rpc_calls import call
 
 from fimaq.deploy.serve.errors import Malformed
 from fimaq.deploy.serve.rest.decode import _from_json
@@ -247,6 +250,37 @@ def test_only_who_has_a_key_comes_in(start, toy_file, key_file):
     assert KEY not in server.log.read_text()
 
 
+def test_keys_are_read_again_with_the_repository(start, toy_file, tmp_path):
+    file, new = tmp_path / "keys", "the key of the month after it"
+    file.write_text(f"{KEY}\n")
+    server = start(toy_file, "--keys", file)
+
+    def allowed(key):
+        return server.ask("GET", "/v2", headers={"Authorization": f"Bearer {key}"})[0] == 200
+
+    file.write_text(f"{new}\n")
+    assert (allowed(KEY), allowed(new)) == (True, False)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: allowed(new))
+    assert not allowed(KEY)
+    file.write_text("short\n")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: any(event["event"] == "keys not reloaded" for event in server.events()))
+    assert allowed(new)
+
+
+def test_a_key_file_that_may_not_be_read(tmp_path, monkeypatch):
+    from fimaq.deploy.serve.keys import Keys
+    from fimaq.toolchain.errors import InputError
+
+    def refuse(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(InputError, match=r"keys cannot be read by user .*Give that user access"):
+        Keys(tmp_path / "keys")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -279,7 +313,19 @@ def test_every_key_is_compared_in_constant_time(key_file, monkeypatch):
 
 def test_what_can_be_reached_by_others_without_a_key_is_said(start, toy_file):
     server = start(toy_file, "--host", "0.0.0.0")
-    assert "no key is asked for" in server.log.read_text()
+    (event,) = [event for event in server.events() if event["event"] == "open to others"]
+    assert event["level"] == "warning"
+    assert "no key is asked for" in event["reason"]
+
+
+def test_probes_are_no_lines_in_the_log(start, toy_file):
+    server = start(toy_file, "--grpc-port", 0)
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2"):
+        assert server.ask("GET", path)[0] == 200
+    assert call(server, "ServerReady").ready
+    assert call(server, "ServerMetadata").name == "fimaq-tool"
+    asked = [event.get("path") or event["method"] for event in server.events() if event["event"] == "request"]
+    assert asked == ["/v2", "ServerMetadata"]
 
 
 def test_by_default_only_this_machine_can_reach_it(server):

@@ -20,12 +20,21 @@ def clock(monkeypatch):
     return time
 
 
+class Clipping:
+    """A model whose logits are finite whatever it is given, as those of a quantized one are."""
+
+    image = SimpleNamespace(kind="float")
+
+    def __call__(self, images):
+        return np.nan_to_num(images[:, 0, 0, :1]).clip(-1, 1)
+
+
 def served(scenario, tmp_path, queue=2, instances=1):
     """Run ``scenario(model)`` with a model that takes half a second an image, by its statistics."""
 
     async def run():
         settings = Settings(tmp_path, limits=Limits(queue=queue), instances=instances)
-        found = model.ServedModel(ModelFile("toy", "1", tmp_path, ()), lambda images: images[:, 0, 0, :1], settings)
+        found = model.ServedModel(ModelFile("toy", "1", tmp_path, ()), Clipping(), settings)
         found.statistics.ran(4, [0], Timing(0, 2 * 10**9, 0))
         try:
             return scenario(found)
@@ -92,11 +101,21 @@ def test_a_retired_model_ends_when_the_last_place_is_given_back(tmp_path):
     assert served(scenario, tmp_path) == ([True], [False])
 
 
-@pytest.mark.parametrize(("value", "error"), [(0.0, ModelFailed), (np.nan, Malformed), (np.inf, Malformed)])
-def test_logits_that_are_not_finite_are_the_fault_of_whoever_it_is(tmp_path, value, error):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused_though_the_model_would_answer(tmp_path, value):
     def scenario(found):
-        images = np.full((1, 3, 2, 2), value, np.float32)
-        with pytest.raises(error, match="not finite"):
-            found.check(images, SimpleNamespace(logits=np.array([[np.nan]])))
+        images = np.zeros((2, 3, 2, 2), np.float32)
+        images[1, 2, 1, 1] = value
+        with pytest.raises(Malformed, match="not finite"):
+            found.submit(images)
+
+    served(scenario, tmp_path)
+
+
+def test_logits_that_are_not_finite_are_the_models_fault(tmp_path):
+    def scenario(found):
+        found.check(SimpleNamespace(logits=np.zeros((1, 2))))
+        with pytest.raises(ModelFailed, match="not finite"):
+            found.check(SimpleNamespace(logits=np.array([[0.0, np.nan]])))
 
     served(scenario, tmp_path)

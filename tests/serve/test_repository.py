@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -54,6 +55,52 @@ def test_tritons_layout_and_plain_files_side_by_side(tmp_path):
     assert found(tmp_path) == newest
     two = found(tmp_path, newest=2)
     assert [(name, version) for name, version, _ in two if name == "vit"] == [("vit", "2"), ("vit", "10")]
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    names = ("vit/1/model.onnx", "vit/config.pbtxt", "README.md", ".staged/1/model.onnx", "vit/.2/model.onnx", "b.onnx")
+    ignored = {
+        "vit/07": "no version: wanted a whole number from 1 up",
+        "vit/v2": "no version",
+        "vit/4": "holds no model.onnx",
+        "bare": "holds no <version>/model.onnx",
+        "a b": "name is no model's",
+        "my model.onnx": "name is no model's",
+        "vit.onnx": "a folder has the same name",
+    }
+    for name in ignored:
+        path = tmp_path / name if name.endswith(".onnx") else tmp_path / name / "file"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    for name in (*names, "bare/model.onnx", "vit/07/model.onnx", "vit/v2/model.onnx", "a b/1/model.onnx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [name for name, _, _ in found(tmp_path)] == ["b", "vit"]
+    said = {record.fields["path"]: record.fields["reason"] for record in caplog.records}
+    assert said.keys() == {str(tmp_path / name) for name in ignored}
+    for name, reason in ignored.items():
+        assert reason in said[str(tmp_path / name)]
+
+
+def test_a_run_folder_is_told_from_a_repository(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="is a run of `fimaq-tool quantize`, which `fimaq-tool export`"):
+        Repository(tmp_path).scan()
+
+
+def test_what_may_not_be_read_is_said_with_who_wanted_it(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=rf"{tmp_path} cannot be read by user {os.getuid()} .*Give that user access"):
+        Repository(tmp_path).scan()
+
+
+def test_a_file_that_may_not_be_read_is_not_loaded(toy_file, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (toy_file, os.R_OK))
+    with pytest.raises(InputError, match=rf"toy\.onnx cannot be read by user {os.getuid()} "):
+        load(toy_file, "cpu", 1)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +206,12 @@ def ask(server, toy, binary_request, version=None):
     return answer["model_version"], round(float(np.median(np.array(output["data"]) / toy.logits(images)[0])), 3)
 
 
+def gauge(server, name):
+    """The lines of a metric."""
+    text = server.ask("GET", "/metrics")[2].decode()
+    return [line for line in text.splitlines() if line.startswith(name)]
+
+
 def index(server):
     return {
         (entry["name"], entry["version"]): (entry["state"], entry["reason"])
@@ -189,9 +242,22 @@ def test_a_broken_new_version_replaces_nothing(start, toy, repository, binary_re
     assert str(path) in index(server)["toy", "2"][1]
     assert ask(server, toy, binary_request) == ("1", 1.0)
     assert server.json("GET", "/v2/health/ready")[0] == 200
+    assert gauge(server, "fimaq_load_failed") == ['fimaq_load_failed{model="toy",version="2"} 1.0']
     toy.write(path, scale=2)
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: ask(server, toy, binary_request) == ("2", 2.0))
+    assert gauge(server, "fimaq_load_failed") == []
+
+
+def test_a_broken_model_that_is_taken_away_is_forgotten(start, toy, repository):
+    server = start(repository)
+    path = toy.write(repository / "bad.onnx", metadata={})
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: ("bad", "1") in index(server))
+    path.unlink()
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: ("bad", "1") not in index(server))
+    assert gauge(server, "fimaq_load_failed") == []
 
 
 def test_a_file_that_was_overwritten_with_a_broken_one_is_served_as_it_was(start, toy, repository, binary_request):
@@ -246,6 +312,23 @@ def test_what_is_gone_from_disk_is_served_until_the_reload_only(start, toy, repo
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: any(event["event"] == "reload failed" for event in server.events()))
     assert server.json("GET", "/v2/models/other")[0] == 200
+    assert gauge(server, "fimaq_repository_unreadable") == ["fimaq_repository_unreadable 1.0"]
+    toy.write(repository / "other.onnx", scale=3)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: gauge(server, "fimaq_repository_unreadable") == ["fimaq_repository_unreadable 0.0"])
+
+
+def test_the_index_knows_of_unloaded_versions_what_is_on_disk(start, toy, repository):
+    server = start(repository, *ADMIN)
+    toy.write(repository / "other.onnx")
+    path = toy.write(repository / "toy" / "2" / "model.onnx")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: ("toy", "2") in index(server))
+    assert server.json("POST", "/v2/repository/models/toy/unload", {}) == (200, {})
+    shutil.rmtree(path.parent)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: ("toy", "2") not in index(server))
+    assert index(server)["toy", "1"] == ("UNAVAILABLE", "unloaded")
 
 
 def test_a_reload_does_not_load_again_what_has_not_changed(start, toy, repository):

@@ -89,6 +89,14 @@ def test_the_model_does_not_work_for_a_call_that_is_over(server, toy, slow):
     assert line["code"] == "CANCELLED"
 
 
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_image_that_is_not_finite_is_the_clients_fault(server, toy, typed):
+    images = toy.images(1)
+    images[0, 1, 2, 3] = np.inf
+    code, words = refused(server, infer_request(images, typed=typed))
+    assert (code, "not finite" in words) == ("INVALID_ARGUMENT", True)
+
+
 def test_a_message_that_is_too_large(server):
     request = message("inference.ModelInferRequest")(model_name="toy")
     request.raw_input_contents.append(bytes(34 * 2**20))

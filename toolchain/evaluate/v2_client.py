@@ -170,7 +170,7 @@ class Refused(InputError):
         try:
             said = str(json.loads(content)["error"])
         except (ValueError, KeyError, TypeError):
-            said = content[:200].decode(errors="replace") or "nothing more"
+            said = "not as the Open Inference Protocol does. Give --endpoint http://HOST:PORT of one that speaks it."
         hint = " Give a key the server knows with --key-file." if status == 401 else ""
         super().__init__(f"{url} answers {status}: {said}{hint}")
         self.status = status

@@ -64,7 +64,7 @@ async def _joined(request: Request, inflate: _Inflate | None, padding: int, limi
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body has more than {limit} bytes, which is the limit here. Send fewer images at a time.")
+    return TooLarge(f"the body has more than {limit} bytes, which is --max-body. Send fewer images, or smaller ones.")
 
 
 def _inflate(encoding: str) -> _Inflate | None:

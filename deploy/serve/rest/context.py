@@ -25,6 +25,9 @@ REQUEST_ID = "x-request-id"
 NO_KEY_NEEDED = ("/v2/health/live", "/v2/health/ready", "/")
 """Probes have no key, and the page asks for it."""
 
+PROBES = "/v2/health/"
+"""Asked every other second, and not worth a line each time."""
+
 ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -78,9 +81,10 @@ class RequestContext:
             operation = getattr(scope.get("endpoint"), "__name__", "none")
             span.end(operation, str(status), status >= 500, fields)
         self._service.metrics.answered("http", operation, str(status), seconds)
-        if log.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if scope["path"].startswith(PROBES) else logging.INFO
+        if log.isEnabledFor(level):
             line = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-            log.info("request", extra={"fields": {**line, "ms": round(1e3 * seconds, 2), **fields}})
+            log.log(level, "request", extra={"fields": {**line, "ms": round(1e3 * seconds, 2), **fields}})
 
     def _admit(self, path: str, headers: Headers) -> None:
         if headers.get("sec-fetch-site") == "cross-site" and path != "/":

@@ -18,6 +18,9 @@ from .decode import BINARY_OUTPUT, InferRequest, decode, header_length
 from .encode import encode
 from .exchange import LOST
 
+FORM = "multipart/form-data"
+"""What `curl -F` sends."""
+
 NAMED = 5
 """Classes an answer to an image names unless told otherwise."""
 
@@ -33,6 +36,8 @@ async def infer(request: Request) -> Response:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media.startswith("image/") and media not in FORMATS:
             raise UnsupportedMedia(f"the content type is {media[:40]!r}; wanted {', '.join(FORMATS)}, or a tensor.")
+        if media == FORM:
+            raise UnsupportedMedia(f"the content type is {media}; send the image, or the JSON, as the whole body.")
         length = header_length(request.headers)
         body = await read_body(request, limits.body, started + limits.seconds, aligned_at=length or 0)
         if media in FORMATS:
@@ -41,7 +46,7 @@ async def infer(request: Request) -> Response:
             wished = decode(body, length, model, limits)
         lost = request.scope.get("extensions", {}).get(LOST)
         answer = await answered(model.submit(wished.images), started + wished.seconds, lost)
-        model.check(wished.images, answer)
+        model.check(answer)
     request.state.log |= {
         "model": model.name,
         "version": model.version,
@@ -54,6 +59,8 @@ async def infer(request: Request) -> Response:
 
 async def _image(request: Request, body: bytes, model: ServedModel, service: Service, deadline: float) -> InferRequest:
     """One encoded image as the whole body; what is wished for is in the query."""
+    if unknown := sorted(request.query_params.keys() - {CLASSIFICATION, BINARY_OUTPUT}):
+        raise Malformed(f"the query has {unknown[0][:40]!r}; wanted {CLASSIFICATION} or {BINARY_OUTPUT} only.")
     named = request.query_params.get(CLASSIFICATION, str(NAMED))
     binary = request.query_params.get(BINARY_OUTPUT, "false")
     if not named.isdecimal() or len(named) > 9 or binary not in ("true", "false"):

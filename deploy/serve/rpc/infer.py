@@ -35,7 +35,7 @@ async def infer(service: Service, request: Any) -> Any:
         classes = check_outputs(model, wished)
         allowed = seconds(parameters(request.parameters), limits.seconds)
         answer = await answered(model.submit(images), started + allowed)
-        model.check(images, answer)
+        model.check(answer)
     response = message("inference.ModelInferResponse")(
         model_name=model.name, model_version=model.version, id=request.id
     )

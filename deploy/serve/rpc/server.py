@@ -38,7 +38,8 @@ HANDLERS: dict[str, Handler] = {
 }
 """Every method of the service, by its published name."""
 
-NO_KEY_NEEDED = ("ServerLive", "ServerReady")
+PROBES = ("ServerLive", "ServerReady")
+"""They need no key, and no line in the log each time."""
 REQUEST_ID = "x-request-id"
 ANSWER_ROOM = 2**20
 """Bytes of a message besides its tensors."""
@@ -104,7 +105,7 @@ def _guarded(serving: Service, name: str) -> Callable[[Any, Context], Awaitable[
         started, code = time.perf_counter(), "CANCELLED"
         with serving.tracing.request(headers) as span:
             try:
-                if serving.keys is not None and name not in NO_KEY_NEEDED:
+                if serving.keys is not None and name not in PROBES:
                     serving.keys.check(headers.get("authorization"))
                 response = await HANDLERS[name](serving, request)
                 code = "OK"
@@ -121,7 +122,8 @@ def _guarded(serving: Service, name: str) -> Callable[[Any, Context], Awaitable[
                 seconds = time.perf_counter() - started
                 span.end(name, code, code == RequestError.code, fields)
                 serving.metrics.answered("grpc", name, code, seconds)
-                log.info("request", extra={"fields": {**fields, "code": code, "ms": round(1e3 * seconds, 2)}})
+                level = logging.DEBUG if name in PROBES else logging.INFO
+                log.log(level, "request", extra={"fields": {**fields, "code": code, "ms": round(1e3 * seconds, 2)}})
 
     return handle
 
