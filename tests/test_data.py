@@ -222,6 +222,17 @@ def test_damage_of_any_kind_is_an_input_error_or_an_image(kind):
             assert decode_rgb(bytes(data), "x").mode == "RGB"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_palettes_transparency_without_the_palette_is_an_input_error():
+    buffer = io.BytesIO()
+    Image.effect_noise((9, 7), 90).convert("P").save(buffer, "PNG", transparency=3)
+    content = buffer.getvalue()
+    at = content.index(b"PLTE") - 4
+    without = content[:at] + content[at + 12 + int.from_bytes(content[at : at + 4]) :]
+    with pytest.raises(InputError, match="cannot be decoded"):
+        decode_rgb(without, "x")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
 def test_every_mode_is_loaded_as_rgb(tmp_path, mode):
     suffix = "tif" if mode == "CMYK" else "png"

@@ -17,6 +17,9 @@ from .errors import Malformed, TooLarge
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 """Content types that are taken, with Pillow's names: the decoders of others were never meant for strangers' files."""
 
+DECODERS = tuple(FORMATS.values())
+"""Asked in this order for the size and for the pixels: a file may be of two formats, with two sizes."""
+
 SCANS = 200
 """Of a JPEG image; a progressive file has about ten. One costs a hundred bytes, and time for every pixel there is."""
 
@@ -37,7 +40,7 @@ def to_input(data: bytes, form: ImageInput, pixels: int) -> Images:
     if _scans(data) > SCANS:
         raise Malformed(f"the image has more than {SCANS} scans; wanted a common JPEG. Save it again as one.")
     try:
-        return form.apply(decode_rgb(data, "in the request"))[None]
+        return form.apply(decode_rgb(data, "in the request", DECODERS))[None]
     except InputError as error:
         raise Malformed(str(error)) from error
 
@@ -45,7 +48,7 @@ def to_input(data: bytes, form: ImageInput, pixels: int) -> Images:
 def _size(data: bytes) -> tuple[int, int]:
     """Width and height as the header gives them."""
     try:
-        with Image.open(io.BytesIO(data), formats=tuple(FORMATS.values())) as image:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
             return image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the image is too large ({error}). Send a smaller one.") from error

@@ -55,10 +55,16 @@ def check_outputs(model: ServedModel, outputs: Sequence[tuple[str, Mapping[str, 
     return classes(wished)
 
 
+def shown(value: object) -> str:
+    """What was sent, for a message: of a list or an object only that, since it may be too deep to be written out."""
+    kinds: dict[type, str] = {list: "a list", dict: "an object"}
+    return kinds.get(type(value)) or repr(str(value)[:40])
+
+
 def classes(wished: object) -> int:
     """A number of classes. Raises Malformed for anything but a whole number from 0."""
     if isinstance(wished, bool) or not isinstance(wished, int) or wished < 0:
-        raise Malformed(f"{CLASSIFICATION} is {str(wished)[:40]!r}; wanted a number of classes, 0 for the logits.")
+        raise Malformed(f"{CLASSIFICATION} is {shown(wished)}; wanted a number of classes, 0 for the logits.")
     return wished
 
 
@@ -66,7 +72,7 @@ def seconds(parameters: Mapping[str, Any], most: float) -> float:
     """Time a request gives its answer, at most the server's own. Raises Malformed for a bad ``timeout``."""
     microseconds = parameters.get(TIMEOUT, 0)
     if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
-        raise Malformed(f"{TIMEOUT} is {str(microseconds)[:40]!r}; wanted microseconds, a whole number from 0.")
+        raise Malformed(f"{TIMEOUT} is {shown(microseconds)}; wanted microseconds, a whole number from 0.")
     return min(microseconds / 1e6, most) if microseconds else most
 
 

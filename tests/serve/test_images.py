@@ -61,6 +61,19 @@ def webp_that_claims(width, height):
     return bytes(data)
 
 
+def webp_and_im(side):
+    """A file that says it is WebP of 8 x 8 pixels, and is an image of ``side`` x ``side`` to Pillow's decoder of IM."""
+    lines = b"x: y\nImage size (x*y): %d*%d\nImage type: 0 1 image\n\x1a" % (side, side)
+    content = b"\x2f" + struct.pack("<I", 7 | 7 << 14) + lines + bytes(-(-side // 8) * side)
+    length = -(-len(content) // 0x10000) * 0x10000 + 0x460A  # its first byte ends the first line, which has a colon
+    content += bytes(length - len(content))
+    size, more = 12 + length, 0
+    while b":" not in struct.pack("<I", size + more) or 0 < more < 8:
+        more += 2
+    tail = b"JUNK" + struct.pack("<I", more - 8) + bytes(more - 8) if more else b""
+    return b"RIFF" + struct.pack("<I", size + more) + b"WEBPVP8L" + struct.pack("<I", length) + content + tail
+
+
 def jpeg_of_scans(count, thumbnail=b""):
     """A progressive grey JPEG file of 64 x 64 pixels: one scan of means, and scans that add nothing, 13 bytes each."""
 
@@ -137,6 +150,16 @@ def test_what_is_no_image_is_refused(server, path, data, media, status, message)
     got, answer = server.json("POST", path, data, {"Content-Type": media})
     assert got == status
     assert message in answer["error"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of IM, which it will lose
+def test_a_file_of_two_formats_is_decoded_as_the_one_that_was_measured(toy):
+    """Else the other format's size is bounded by nothing, and its decoder was never meant for strangers' files."""
+    data = webp_and_im(3000)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.size) == ("IM", (3000, 3000))  # what Pillow makes of it by itself
+    with pytest.raises(Malformed, match="cannot be decoded"):
+        to_input(data, ImageInput(toy.preprocessing, "float"), 10_000)
 
 
 def test_a_thin_image_that_would_be_scaled_to_gigabytes_is_refused(toy):

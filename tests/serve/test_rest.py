@@ -280,6 +280,32 @@ def test_what_cannot_be_meant_is_a_400_that_says_why(server, body, message):
 
 
 @pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (changed(parameters={"binary_data_size": "DEEP"}), "the input has binary_data_size a list"),
+        ({**changed(), "parameters": {"timeout": "DEEP"}}, "timeout is a list"),
+        ({**changed(), "parameters": {"binary_data_output": "DEEP"}}, "binary_data_output is a list"),
+        (
+            {**changed(), "outputs": [{"name": "logits", "parameters": {"classification": "DEEP"}}]},
+            "classification is a",
+        ),
+        (
+            {**changed(), "outputs": [{"name": "logits", "parameters": {"binary_data": "DEEP"}}]},
+            "binary_data is a list",
+        ),
+        (changed(data="DEEP"), "data holds 0 numbers"),
+        (changed(shape="DEEP"), "no list of whole numbers"),
+        (changed(name="DEEP"), "name is no string"),
+        ({**changed(), "id": "DEEP"}, "id is no string"),
+    ],
+)
+def test_lists_too_deep_to_be_written_out_are_no_error_of_the_servers(server, where, message):
+    body = json.dumps(where).replace('"DEEP"', 1000 * "[" + 1000 * "]").encode()
+    status, answer = server.json("POST", INFER, body)
+    assert (status, message in answer["error"]) == (400, True), answer
+
+
+@pytest.mark.parametrize(
     ("length", "size", "message"),
     [
         ("x", 768, "wanted the length of the JSON"),
@@ -316,6 +342,7 @@ def test_an_image_that_is_not_finite_is_the_clients_fault(server, binary_request
         ("POST", "/v2/models/..%2Ftoy/infer", 404),
         ("GET", "/v2/models/toy/infer", 405),
         ("GET", "/nothing", 404),
+        ("GET", "/v2/health/live/", 404),  # no redirect, whose address a client's Host would be in
         ("POST", "/v2/repository/models/toy/load", 403),
         ("POST", "/v2/repository/models/toy/unload", 403),
     ],

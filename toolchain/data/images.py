@@ -21,6 +21,7 @@ _DAMAGE = (
     IndexError,
     KeyError,
     TypeError,
+    AssertionError,  # a palette's transparency without the palette
     OverflowError,
     MemoryError,  # a header that claims more pixels than there is memory
     struct.error,
@@ -30,13 +31,14 @@ _DAMAGE = (
 """What Pillow's decoders were seen to raise on damaged files."""
 
 
-def decode_rgb(data: bytes, name: str) -> Image.Image:
+def decode_rgb(data: bytes, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Decode every pixel and convert to RGB as timm does (``convert("RGB")``; EXIF orientation is left alone).
 
-    Raises InputError that calls the image ``name`` when it is damaged or not an image.
+    ``formats`` are Pillow's names of the only ones to try (None: all it knows). Raises InputError that calls the image
+    ``name`` when it is damaged or not an image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             image.load()
             return image.convert("RGB")
     except _DAMAGE as error:

@@ -20,7 +20,7 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 
 def application(service: Service) -> ASGIApp:
     """The ASGI application of a service."""
-    return RequestContext(Router(routes()), service)
+    return RequestContext(Router(routes(), redirect_slashes=False), service)  # where to, a client's Host would say
 
 
 def routes() -> list[Route]:

@@ -17,7 +17,7 @@ from fimaq.toolchain.image_input import ImageInput
 from ..batching import Images
 from ..errors import Malformed
 from ..model import ServedModel
-from ..protocol import TensorHeader, check_input, check_outputs, seconds
+from ..protocol import TensorHeader, check_input, check_outputs, seconds, shown
 from ..settings import Limits
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -105,7 +105,7 @@ def _tensor(item: Mapping[str, Any], shape: tuple[int, ...], form: ImageInput, b
     if "data" in item or size != wanted or len(binary) != wanted:
         also = " and data" if "data" in item else ""
         raise Malformed(
-            f"the input has {BINARY_SIZE} {str(size)[:40]}{also}, and {len(binary)} bytes follow the JSON; "
+            f"the input has {BINARY_SIZE} {shown(size)}{also}, and {len(binary)} bytes follow the JSON; "
             f"wanted {wanted} bytes for shape {list(shape)}, and no data."
         )
     return np.frombuffer(binary, dtype=form.dtype.newbyteorder("<")).reshape(shape)
@@ -183,5 +183,5 @@ def _shape(item: Mapping[str, Any]) -> tuple[int, ...]:
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise Malformed(f"{name} is {str(value)[:40]!r}; wanted true or false.")
+        raise Malformed(f"{name} is {shown(value)}; wanted true or false.")
     return value
