@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from fimaq.deploy.serve.metrics import Metrics
+from fimaq.deploy.serve.registry import Registry
+from fimaq.deploy.serve.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "examples" / "compose"
@@ -103,7 +105,7 @@ def test_prometheus_takes_its_configuration_and_the_alerts(promtool):
 
 
 def test_alerts_are_about_metrics_that_the_server_has():
-    exported = Metrics([], lambda: True).text().decode()
+    exported = Metrics(Registry(Settings(Path("models"))), lambda: True).text().decode()
     known = set(re.findall(r"^# TYPE (\w+) ", exported, flags=re.MULTILINE))
     asked = set(re.findall(r"\bfimaq_\w+", (COMPOSE / "alerts.yml").read_text()))
     assert {name for name in asked if name.removesuffix("_bucket") not in known} == set()

@@ -24,12 +24,16 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except PermissionError as error:
             raise unreadable(path, error) from error
         except (OSError, ValueError) as error:
             raise InputError(f"keys {path} cannot be read ({error}); wanted a text file. Correct --keys.") from error
         keys = [line for line in lines if line and not line.startswith("#")]
+        if not all(key.isascii() for key in keys):
+            raise InputError(
+                f"keys {path} holds a character that no header can carry; wanted ASCII. openssl rand -hex 32."
+            )
         if not keys or min(map(len, keys)) < SHORTEST:
             found = f"a key of {min(map(len, keys))} characters" if keys else "no key"
             raise InputError(

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from referencing import Registry, Resource
 
+from fimaq.cli.serve import command
 from fimaq.deploy.package import KServe, package
 from fimaq.deploy.package.model import Model
+from fimaq.deploy.serve.rest.app import routes
 from fimaq.toolchain.errors import UsageError
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve.schema.json").read_text())
@@ -106,6 +108,17 @@ def test_one_port_is_served_probed_and_scraped(resources):
     assert [item["containerPort"] for item in container["ports"]] == [port]
     assert [container[probe]["httpGet"]["port"] for probe in ("readinessProbe", "livenessProbe")] == [port, port]
     assert runtime["spec"]["annotations"]["prometheus.kserve.io/port"] == str(port)
+
+
+def test_the_arguments_start_a_server_that_others_reach_where_it_is_probed(resources):
+    runtime, _ = resources()
+    (container,) = runtime["spec"]["containers"]
+    serve, *words = container["args"]
+    options = command.make_context(serve, words).params
+    assert (serve, str(options["source"]), options["host"]) == ("serve", "/mnt/models", "0.0.0.0")
+    asked = {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
+    asked.add(runtime["spec"]["annotations"]["prometheus.kserve.io/path"])
+    assert asked - {route.path for route in routes()} == set()
 
 
 def test_the_server_may_do_as_little_as_possible(resources):

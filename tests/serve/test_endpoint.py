@@ -181,6 +181,7 @@ class Plain(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     toy, busy, metadata, config, answers, extensions = None, 0, None, None, True, ()
+    wait = "0"
 
     def do_GET(self):
         known = {
@@ -199,9 +200,12 @@ class Plain(BaseHTTPRequestHandler):
         request = json.loads(body)
         if type(self).busy:
             type(self).busy -= 1
-            self.reply(503, {"error": "busy"}, {"Retry-After": "0"})
+            self.reply(503, {"error": "busy"}, {"Retry-After": self.wait})
             return
         (tensor,) = request["inputs"]
+        if self.metadata["inputs"][0]["shape"][0] not in (-1, tensor["shape"][0]):
+            self.reply(400, {"error": "unexpected shape"})
+            return
         images = np.array(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
         logits = self.toy.logits(self.toy.normalized(images) if tensor["datatype"] == "UINT8" else images)
         output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape), "data": logits.ravel().tolist()}
@@ -276,6 +280,21 @@ def test_a_packaged_model_on_triton_needs_no_file_beside_it(plain, toy, folder, 
 def test_a_busy_server_is_asked_again(plain, toy_file, folder, tmp_path):
     found = result(tmp_path / "r.json", toy_file, "--endpoint", plain(busy=3), "--model", "toy", "--data", folder)
     assert found.n == 40
+
+
+def test_a_busy_server_may_tell_a_date(plain, toy_file, folder, tmp_path):
+    url = plain(busy=1, wait="Thu, 01 Jan 2026 00:00:00 GMT")
+    assert result(tmp_path / "r.json", toy_file, "--endpoint", url, "--model", "toy", "--data", folder).n == 40
+
+
+def test_a_model_with_a_fixed_batch_gets_whole_batches(plain, toy_file, folder, tmp_path):
+    url = plain(
+        metadata={"inputs": [{"name": "image", "datatype": "FP32", "shape": [3, 3, 8, 8]}]},
+        config={"max_batch_size": 0},
+    )
+    here = result(tmp_path / "here.json", toy_file, "--data", folder)
+    there = result(tmp_path / "there.json", toy_file, "--endpoint", url, "--model", "toy", "--data", folder)
+    np.testing.assert_array_equal(there.predictions.top5, here.predictions.top5)
 
 
 def test_a_server_that_takes_no_images_is_not_sent_any(plain, toy_file, folder):

@@ -206,7 +206,7 @@ def test_a_path_cannot_put_lines_into_an_answer(connection):
     connection.sendall(b"GET /v2/models/a%0d%0aX-Mine:%20y/ready/ HTTP/1.1\r\nHost: x\r\n\r\n" + LIVE)
     reader = Reader(connection)
     status, headers, _ = reader.answer("GET")
-    assert (status, headers["X-Mine"]) == (307, None)
+    assert (status, headers["X-Mine"]) == (404, None)
     assert reader.answer("GET")[0] == 200
 
 
@@ -269,7 +269,7 @@ HANG_UP = None
 def talk(*conversations, app=echo):
     """What the server says in conversations that go on at the same time, until it ends them; asyncio's own loop.
 
-    A client that is to HANG_UP reads nothing more.
+    A client that is to HANG_UP reads nothing more; a number is seconds in which it sends nothing.
     """
 
     async def one(port, pieces):
@@ -278,6 +278,9 @@ def talk(*conversations, app=echo):
             if piece is HANG_UP:
                 writer.transport.abort()
                 return None
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)
+                continue
             writer.write(piece)
             await asyncio.sleep(0.02)
         said = await asyncio.wait_for(reader.read(), 10)
@@ -321,6 +324,18 @@ def test_who_sends_nothing_more_is_not_waited_for_long(monkeypatch):
     silent, head, refused = talk([], [b"GET / HTT"], [post(b"half", "Content-Length: 9", path="/refuse", length=False)])
     assert (silent, head) == (b"", b"")
     assert refused.endswith(b"content-length: 0\r\n\r\n")
+
+
+def test_who_reads_nothing_is_not_waited_for_long(monkeypatch):
+    from fimaq.deploy.serve.rest import connection
+
+    async def much(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"50000000")]})
+        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    monkeypatch.setattr(connection, "KEEP_ALIVE", 0.2)
+    (said,) = talk([LIVE, 0.5], app=much)
+    assert len(said) < 50_000_000
 
 
 @pytest.mark.parametrize("form", [post, functools.partial(chunked, size=1000)])

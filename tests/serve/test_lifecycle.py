@@ -13,9 +13,14 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+
+from fimaq.deploy.serve import Limits, Settings
+from fimaq.deploy.serve.rpc.messages import SERVICE, message
+from fimaq.deploy.serve.server import _web_config
 
 INFER = "/v2/models/toy/infer"
 LOAD = 8
@@ -262,3 +267,24 @@ def test_traces_that_are_asked_for_need_their_package(toy_file, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(EnvironmentProblem, match="OpenTelemetry is not installed"):
         tracing.tracing()
+
+
+def test_sigterm_finishes_the_calls_that_were_accepted(start, toy, toy_file, slow):
+    server = start(toy_file, "--grpc-port", 0)
+    request = message("inference.ModelInferRequest")(model_name="toy")
+    request.inputs.add(name="image", datatype="FP32", shape=(1, 3, 8, 8))
+    request.raw_input_contents.append(toy.images(1, slow=2 * slow).tobytes())
+    with grpc.insecure_channel(server.said["grpc"]) as channel:
+        infer = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer", request_serializer=lambda value: value.SerializeToString()
+        )
+        answer = infer.future(request)
+        wait_for(lambda: b'fimaq_requests_held{model="toy",version="1"} 1.0' in server.ask("GET", "/metrics")[2])
+        server.process.send_signal(signal.SIGTERM)
+        assert answer.result()
+    assert server.process.wait(timeout=60) == 0
+
+
+def test_the_end_waits_as_long_as_a_request_may_take(toy_file):
+    settings = Settings(toy_file, limits=Limits(seconds=7))
+    assert _web_config(None, settings).timeout_graceful_shutdown > 7

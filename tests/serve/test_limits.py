@@ -1,5 +1,6 @@
 """What a server does with too much, too late, too many and strangers."""
 
+import asyncio
 import gzip
 import http.client
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rpc_calls import call
+from starlette.requests import Request
 
 from fimaq.deploy.serve.errors import Malformed
 from fimaq.deploy.serve.rest.decode import _from_json
@@ -288,6 +290,7 @@ def test_a_key_file_that_may_not_be_read(tmp_path, monkeypatch):
         (b"# only a comment, though a long one\n", "holds no key"),
         (b"long enough for a key\nshort\n", "holds a key of 5 characters; wanted .* each of 16 characters or more"),
         (b"\xff\xfe\n", "cannot be read"),
+        ("Schlüssel von ausreichender Länge\n".encode(), "no header can carry; wanted ASCII"),
         (None, "cannot be read"),
     ],
 )
@@ -351,3 +354,31 @@ def test_a_path_makes_no_lines_of_its_own_in_a_log_that_people_read():
     record.fields = {"path": "/a\n12:00:00 info: forged \x1b[2J", "status": 404}
     (line,) = TextFormatter().format(record).splitlines()
     assert line.endswith(r"path='/a\n12:00:00 info: forged \x1b[2J' status=404")
+
+
+def test_a_key_file_may_begin_as_windows_begins_text(tmp_path):
+    from fimaq.deploy.serve.keys import Keys
+
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xef\xbb\xbf0123456789abcdef\r\n\r\n")
+    Keys(path).check("Bearer 0123456789abcdef")
+
+
+def test_what_is_inflated_is_counted_over_all_parts():
+    from fimaq.deploy.serve.errors import TooLarge
+    from fimaq.deploy.serve.rest.body import read_body
+
+    stream = zlib.compressobj()
+    parts = [stream.compress(bytes(600)) + stream.flush(zlib.Z_SYNC_FLUSH) for _ in range(2)] + [stream.flush()]
+
+    async def read(limit):
+        waiting = iter(parts)
+
+        async def receive():
+            return {"type": "http.request", "body": next(waiting), "more_body": True}
+
+        request = Request({"type": "http", "headers": [(b"content-encoding", b"deflate")]}, receive)
+        return await read_body(request, limit, asyncio.get_running_loop().time() + 10)
+
+    with pytest.raises(TooLarge, match="when decompressed"):
+        asyncio.run(read(1000))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from fimaq.deploy.serve.loading import load
 from fimaq.deploy.serve.repository import Repository
@@ -348,3 +348,25 @@ def test_the_index_can_be_asked_for_what_is_ready_only(start, toy, repository):
     ready = server.json("POST", "/v2/repository/index", {"ready": True})[1]
     assert [entry["name"] for entry in ready] == ["toy"]
     assert server.json("POST", "/v2/repository/index", json.dumps({"ready": 1}).encode())[0] == 400
+
+
+def test_a_file_of_the_same_size_is_another_one(start, toy, repository, binary_request):
+    server = start(repository)
+    size = (repository / "toy/1/model.onnx").stat().st_size
+    new = toy.write(repository / "toy/1/new", scale=2.0)
+    assert new.stat().st_size == size
+    os.replace(new, repository / "toy/1/model.onnx")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: ask(server, toy, binary_request) == ("1", 2.0))
+
+
+def test_a_file_that_runs_on_one_image_only_is_not_loaded(toy, tmp_path):
+    path = toy.write(tmp_path / "toy.onnx")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3, 8, 8], np.int64), "one_image"))
+    for node in model.graph.node:
+        node.input[:] = ["first_image" if name == "image" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image", "one_image"], ["first_image"]))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="fails when run"):
+        load(path, "cpu", 1)

@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
+from fimaq.deploy.serve.protocol import seconds
+
 INFER = "/v2/models/toy/infer"
 CLOSE = 1e-5
 """float32 against float64 sums of 64 values of order one."""
@@ -429,3 +431,13 @@ def test_what_curl_sends_as_a_form_is_told_what_to_send(server):
     status, answer = server.json("POST", "/v2/models/toy/infer", b"\xff\xd8\xff\xe0 a photograph", form)
     assert status == 400
     assert "curl -H 'Content-Type: image/jpeg' --data-binary @FILE" in answer["error"]
+
+
+def test_logits_that_are_not_finite_are_the_models_fault(server, toy, binary_request):
+    status, answer = server.json("POST", INFER, *binary_request(np.full_like(toy.images(1), -3e38)))
+    assert (status, "logits that are not finite" in answer["error"]) == (500, True)
+
+
+def test_nobody_may_wait_longer_than_the_server_allows():
+    assert seconds({"timeout": 5_000_000}, 2.0) == 2.0
+    assert seconds({"timeout": 500_000}, 2.0) == 0.5

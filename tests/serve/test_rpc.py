@@ -1,11 +1,16 @@
 """The protocol over gRPC: what tritonclient does not try. The messages are compared with its own in test_clients.py."""
 
+import asyncio
+from types import SimpleNamespace
+
 import grpc
 import numpy as np
 import pytest
 from rpc_calls import call, logits, refused
 
+from fimaq.deploy.serve import Limits, Settings
 from fimaq.deploy.serve.rpc.messages import SERVICE, message
+from fimaq.deploy.serve.rpc.server import HANDLERS, PROBES, RpcServer
 
 KEY = "a key of more than sixteen characters"
 
@@ -108,8 +113,9 @@ def test_only_who_has_a_key_comes_in(start, toy, toy_file, tmp_path):
     server = start(toy_file, "--grpc-port", 0, "--keys", tmp_path / "keys")
     assert call(server, "ServerLive").live
     assert call(server, "ServerReady").ready
-    assert refused(server, None, "ServerMetadata")[0] == "UNAUTHENTICATED"
     assert refused(server, infer_request(toy.images(1)))[0] == "UNAUTHENTICATED"
+    for method in HANDLERS.keys() - {*PROBES}:
+        assert refused(server, None, method)[0] == "UNAUTHENTICATED"
     key = (("authorization", f"Bearer {KEY}"),)
     assert call(server, "ServerMetadata", metadata=key).name == "fimaq-tool"
     assert call(server, "ModelInfer", infer_request(toy.images(1)), metadata=key).model_name == "toy"
@@ -135,3 +141,22 @@ def test_calls_are_logged_and_counted(server, toy):
     assert (line["method"], line["code"]) == ("ModelInfer", "OK")
     wanted = 'fimaq_requests_total{operation="ModelInfer",protocol="grpc",status="OK"}'
     assert wanted in server.ask("GET", "/metrics")[2].decode()
+
+
+def test_more_calls_than_the_queue_has_room_for_are_refused_unread(toy_file, monkeypatch):
+    told = {}
+
+    def server(**options):
+        told.update(options)
+        raise RuntimeError("that is all")
+
+    monkeypatch.setattr(grpc.aio, "server", server)
+    service = SimpleNamespace(settings=Settings(toy_file, grpc_port=0, limits=Limits(queue=5)))
+    with pytest.raises(RuntimeError, match="that is all"):
+        asyncio.run(RpcServer.start(service))
+    assert told["maximum_concurrent_rpcs"] == 10
+
+
+def test_logits_that_are_not_finite_are_the_models_fault(server, toy):
+    code, words = refused(server, infer_request(np.full_like(toy.images(1), -3e38)))
+    assert (code, "logits that are not finite" in words) == ("INTERNAL", True)

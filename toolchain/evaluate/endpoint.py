@@ -74,6 +74,7 @@ class EndpointPredictor:
         self.provider = str(told.get(PROVIDER) or metadata.get("platform") or "unknown")
         self._input, self.image = self._read_input(metadata, local)
         self._most: int | None = config.get("max_batch_size") or None
+        self._fixed = _fixed_batch(metadata)
         self._binary = BINARY_EXTENSION in about.get("extensions", [])
         self.environment: Mapping[str, Any] = {
             "endpoint": server.url,
@@ -86,11 +87,15 @@ class EndpointPredictor:
         """Logits ``[b, classes]`` of images in the form ``image``; with ``wire="image"`` of what ``prepare`` made."""
         if self._wire == "image":
             return batch
-        size = self._most or len(batch)
+        size = self._fixed or self._most or len(batch)
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return np.concatenate(
-            [self._server.infer_tensor(self._path, self._input, part, self._binary) for part in parts]
-        )
+        return np.concatenate([self._logits(part) for part in parts])
+
+    def _logits(self, part: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Of at most as many images as the server takes at a time; to a fixed batch black ones are added."""
+        filler = np.zeros(((self._fixed or len(part)) - len(part), *part.shape[1:]), part.dtype)
+        batch = np.concatenate([part, filler]) if len(filler) else part
+        return self._server.infer_tensor(self._path, self._input, batch, self._binary)[: len(part)]
 
     @property
     def prepare(self) -> Prepare | None:
@@ -158,6 +163,12 @@ class EndpointPredictor:
             f"{self.model} takes {json.dumps(metadata.get('inputs'))[:200]}; wanted one {wanted}. "
             "Give the model this file was deployed as with --model."
         )
+
+
+def _fixed_batch(metadata: Mapping[str, Any]) -> int | None:
+    """Images a model always takes at a time, where its metadata says so: Triton does of a file with a fixed batch."""
+    side = int(metadata["inputs"][0]["shape"][0])
+    return side if len(metadata["inputs"][0]["shape"]) == 4 and side > 0 else None
 
 
 def _only_model(server: Server) -> str:

@@ -127,8 +127,8 @@ class Server:
             answer, content = self._exchange(method, f"{self._path}/v2{path}", body, {**self._headers, **headers})
             if answer.status == 200:
                 return answer.headers, content
-            wait = float(answer.headers.get("Retry-After", "1")) if answer.status == 503 else None
-            if wait is None or time.monotonic() + wait > until:
+            wait = _retry_after(answer.headers.get("Retry-After", ""))
+            if answer.status != 503 or time.monotonic() + wait > until:
                 raise Refused(f"{self.url}/v2{path}", answer.status, content)
             time.sleep(wait)
 
@@ -174,6 +174,11 @@ class Refused(InputError):
         hint = " Give a key the server knows with --key-file." if status == 401 else ""
         super().__init__(f"{url} answers {status}: {said}{hint}")
         self.status = status
+
+
+def _retry_after(told: str) -> float:
+    """Seconds to wait; one where the header gives a date, as it may, or is not there."""
+    return float(told) if told.isdecimal() else 1.0
 
 
 def model_path(name: str) -> str:

@@ -17,8 +17,8 @@ from .exchange import Exchange
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 60.0
-"""Seconds for a head to come, or what is left of a refused body; longer than most clients keep a connection that is
-idle, so that they are the ones to close it."""
+"""Seconds for a head to come, what is left of a refused body, or a part of an answer to be taken; longer than most
+clients keep a connection that is idle, so that they are the ones to close it."""
 
 HEAD = 16 * 1024
 """Bytes received at a time while nobody has given a place for them: a request's head, and what comes with it."""
@@ -140,15 +140,17 @@ class Connection(asyncio.BufferedProtocol):
         await self._received()
 
     async def write(self, data: bytes) -> None:
-        """Send, and wait while the client does not read; nothing happens once it has gone."""
+        """Send, and wait a while for a client that does not read; nothing happens once it has gone."""
         if not self._transport.is_closing():
             self._transport.write(data)
-            await self._writable.wait()
+            if not self._writable.is_set():
+                with self.patience():
+                    await self._writable.wait()
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Close where it takes longer than KEEP_ALIVE."""
-        timer = self._loop.call_later(KEEP_ALIVE, self._transport.close)
+        """Cut the connection where it takes longer than KEEP_ALIVE; to close it waits for who does not read."""
+        timer = self._loop.call_later(KEEP_ALIVE, self._transport.abort)
         try:
             yield
         finally:
