@@ -52,7 +52,7 @@ demo: $(STAMP) ## Quantize, export and evaluate the bundled models
 test: lint clients ## Lint, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-image: $(STAMP) ## Build and try the server's image; needs root, buildah and debootstrap
+image: $(STAMP) ## Build the server's image, try it and throw it away; skipped without root, buildah or debootstrap
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_image.py
 
 # mypy cannot follow the import hook of an editable install that renames packages: it reads them through links.

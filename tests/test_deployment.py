@@ -7,13 +7,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fimaq.cli.serve import command
 from fimaq.deploy.serve.metrics import Metrics
 from fimaq.deploy.serve.registry import Registry
+from fimaq.deploy.serve.rest.context import NO_KEY_NEEDED
 from fimaq.deploy.serve.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +133,9 @@ def answers(status, step, operation="infer"):
         ([answers(200, 600), answers(503, 60)], ["FimaqOverloaded"]),
         ([answers("OK", 600, "ModelInfer"), answers("UNAVAILABLE", 60, "ModelInfer")], ["FimaqOverloaded"]),
         ([answers(200, 600), answers(500, 1)], ["FimaqFailing"]),
+        ([series("fimaq_load_failed", 1, 0, model="a", version="2")], ["FimaqLoadFailed"]),
+        ([series("fimaq_repository_unreadable", 1, 0)], ["FimaqLoadFailed"]),
+        ([series("fimaq_repository_unreadable", 0, 0)], []),
         (
             [
                 series("fimaq_request_seconds_bucket", 0, 90, operation="infer", le="1.0"),
@@ -152,3 +158,36 @@ def test_an_alert_rings_when_it_should(promtool, tmp_path, data, alerts):
 
     names = re.findall(r"alert: (\w+)", (COMPOSE / "alerts.yml").read_text())
     assert [name for name in names if rings(name)] == alerts
+
+
+# Plain Kubernetes
+
+
+@pytest.fixture
+def deployment():
+    deployment, service = yaml.safe_load_all((ROOT / "examples" / "kubernetes" / "serve.yaml").read_text())
+    return deployment, service
+
+
+def test_kubernetes_takes_the_example(deployment):
+    for resource in deployment:
+        kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_example_in_kubernetes_is_of_one_piece(deployment):
+    deployment, service = deployment
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    serve, *words = container["args"]
+    options = command.make_context(serve, words).params
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": options["port"], "grpc": options["grpc_port"]}
+    assert options["host"] == "0.0.0.0"
+    assert pod["terminationGracePeriodSeconds"] > options["drain"] + 2 * options["timeout"]
+    asked = {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
+    assert asked <= {*NO_KEY_NEEDED}
+    places = [str(options["source"]), str(options["keys"].parent)]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == places
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    assert deployment["spec"]["template"]["metadata"]["labels"] == service["spec"]["selector"]
+    assert f"USER {pod['securityContext']['fsGroup']}:" in (ROOT / "Dockerfile").read_text()

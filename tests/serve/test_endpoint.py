@@ -405,3 +405,13 @@ def test_a_server_of_something_else_is_told_in_one_line(folder):
     assert done.exit_code == 4
     (line,) = done.stderr.strip().splitlines()
     assert "answers 404: not as the Open Inference Protocol does. Give --endpoint http://HOST:PORT" in line
+
+
+def test_an_image_above_the_servers_limit_is_not_left_out_as_a_corrupt_one(start, toy, toy_file, tmp_path):
+    (tmp_path / "val" / toy.names[0]).mkdir(parents=True)
+    Image.new("RGB", (1100, 1000)).save(tmp_path / "val" / toy.names[0] / "large.png")
+    server = start(toy_file, "--max-pixels", 1)
+    words = ("--endpoint", server.url, "--wire", "image", "--data", tmp_path / "val", "--skip-corrupt")
+    done = evaluate(*words)
+    assert done.exit_code == 5
+    assert "answers 413: the image has 1100x1000 pixels" in done.stderr

@@ -1,6 +1,7 @@
 """The protocol over gRPC: what tritonclient does not try. The messages are compared with its own in test_clients.py."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import grpc
@@ -160,3 +161,44 @@ def test_more_calls_than_the_queue_has_room_for_are_refused_unread(toy_file, mon
 def test_logits_that_are_not_finite_are_the_models_fault(server, toy):
     code, words = refused(server, infer_request(np.full_like(toy.images(1), -3e38)))
     assert (code, "logits that are not finite" in words) == ("INTERNAL", True)
+
+
+def waiting(server):
+    """A call whose message never comes."""
+
+    def nothing():
+        over.wait()
+        yield
+
+    over = threading.Event()
+    channel = grpc.insecure_channel(server.said["grpc"])
+    call = channel.stream_unary(f"/{SERVICE}/ModelInfer").future(nothing())
+    call.add_done_callback(lambda _: over.set())
+    return channel, call
+
+
+def test_a_message_that_does_not_come_is_not_waited_for_longer_than_a_request_may_take(start, toy_file):
+    server = start(toy_file, "--grpc-port", 0, "--queue", 1, "--timeout", 0.5)
+    calls = [waiting(server) for _ in range(2)]
+    refusals = [pending.exception(timeout=20) for _, pending in calls]
+    assert [(refusal.code().name, refusal.details()[:29]) for refusal in refusals] == 2 * [
+        ("DEADLINE_EXCEEDED", "the message did not arrive in")
+    ]
+    assert call(server, "ServerLive").live
+    for channel, _ in calls:
+        channel.close()
+
+
+def test_who_has_no_key_need_not_send_a_message_to_be_refused(start, toy_file, tmp_path):
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    server = start(toy_file, "--grpc-port", 0, "--keys", tmp_path / "keys")
+    channel, call = waiting(server)
+    assert call.exception(timeout=20).code().name == "UNAUTHENTICATED"
+    channel.close()
+
+
+def test_a_call_without_a_message_is_refused(server):
+    with grpc.insecure_channel(server.said["grpc"]) as channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.stream_unary(f"/{SERVICE}/ServerMetadata")(iter(()), timeout=20)
+    assert refusal.value.code().name == "INVALID_ARGUMENT"
+    assert refusal.value.details() == "the call holds no message; wanted one."

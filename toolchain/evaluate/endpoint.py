@@ -30,8 +30,8 @@ SHA256, BYTES, PROVIDER = "fimaq.sha256", "fimaq.bytes", "fimaq.provider"
 IMAGE_EXTENSION = "image_bodies"
 """Of servers that take encoded images."""
 
-NO_IMAGE = (400, 413, 415)
-"""Statuses of an image that cannot be decoded, is too large or of a format that is not taken."""
+NO_IMAGE = (400, 415)
+"""Statuses of an image that cannot be decoded or is of a format that is not taken; 413 is a limit of the server's."""
 
 MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"))
 

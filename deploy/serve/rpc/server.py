@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, Self, final
 
 import grpc
 
 from fimaq.toolchain.errors import EnvironmentProblem
 
-from ..errors import RequestError, Unavailable
+from ..errors import BodyTimeout, Malformed, RequestError, Unavailable
 from ..service import Service
 from . import operations
 from .infer import infer
@@ -84,11 +85,14 @@ class RpcServer:
 
 
 def _handlers(serving: Service) -> grpc.GenericRpcHandler:
-    """Every method, with the messages its description names."""
+    """Every method, with the messages its description names.
+
+    One message comes and one goes; to gRPC they are streams of one, since only those are read when they are asked for.
+    """
     methods = {}
     for method in service().methods:
         request, response = message(method.input_type.full_name), message(method.output_type.full_name)
-        methods[method.name] = grpc.unary_unary_rpc_method_handler(
+        methods[method.name] = grpc.stream_unary_rpc_method_handler(
             _guarded(serving, method.name),
             request_deserializer=request.FromString,
             response_serializer=response.SerializeToString,
@@ -96,10 +100,10 @@ def _handlers(serving: Service) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _guarded(serving: Service, name: str) -> Callable[[Any, Context], Awaitable[Any]]:
+def _guarded(serving: Service, name: str) -> Callable[[AsyncIterator[Any], Context], Awaitable[Any]]:
     """A handler behind the key, the clock, the log, the metrics and the trace; errors become gRPC's codes."""
 
-    async def handle(request: Any, context: Context) -> Any:
+    async def handle(messages: AsyncIterator[Any], context: Context) -> Any:
         headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         fields = {"request_id": headers.get(REQUEST_ID) or secrets.token_hex(8), "method": name}
         started, code = time.perf_counter(), "CANCELLED"
@@ -107,6 +111,7 @@ def _guarded(serving: Service, name: str) -> Callable[[Any, Context], Awaitable[
             try:
                 if serving.keys is not None and name not in PROBES:
                     serving.keys.check(headers.get("authorization"))
+                request = await _received(messages, serving.settings.limits.seconds)
                 response = await HANDLERS[name](serving, request)
                 code = "OK"
                 return response
@@ -126,6 +131,17 @@ def _guarded(serving: Service, name: str) -> Callable[[Any, Context], Awaitable[
                 log.log(level, "request", extra={"fields": {**fields, "code": code, "ms": round(1e3 * seconds, 2)}})
 
     return handle
+
+
+async def _received(messages: AsyncIterator[Any], seconds: float) -> Any:
+    """The message of a call. Raises BodyTimeout where it does not come, Malformed where there is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(messages)
+    except TimeoutError:
+        raise BodyTimeout("the message did not arrive in time. Send it faster, or a smaller one.") from None
+    except StopAsyncIteration:
+        raise Malformed("the call holds no message; wanted one.") from None
 
 
 async def _abort(context: Context, refusal: RequestError) -> NoReturn:
