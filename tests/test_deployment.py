@@ -183,7 +183,7 @@ def test_the_example_in_kubernetes_is_of_one_piece(deployment):
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": options["port"], "grpc": options["grpc_port"]}
     assert options["host"] == "0.0.0.0"
-    assert pod["terminationGracePeriodSeconds"] > options["drain"] + 2 * options["timeout"]
+    assert pod["terminationGracePeriodSeconds"] > options["timeout"] + options["drain"]
     asked = {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
     assert asked <= {*NO_KEY_NEEDED}
     places = [str(options["source"]), str(options["keys"].parent)]

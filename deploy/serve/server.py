@@ -56,16 +56,17 @@ async def _serve(settings: Settings, announce: Callable[[Listening], None]) -> N
     service = Service(settings)
     listener = _listen(settings.host, settings.port)
     web = uvicorn.Server(_web_config(application(service), settings))
-    rpc = None
+    ending, rpc, rpc_ended = asyncio.Event(), None, None
     try:
         serving = asyncio.create_task(web.serve([listener]))
         await asyncio.sleep(0)  # uvicorn takes the signals as it starts; from here on they are ours
-        _handle_signals(service, web)
+        _handle_signals(service, web, ending)
         if settings.grpc_port is not None:
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says is no line of our log
             from .rpc.server import RpcServer
 
             rpc = await RpcServer.start(service)
+            rpc_ended = asyncio.create_task(rpc.stop_when(ending, settings.limits.seconds))
         loading = asyncio.create_task(service.registry.start())
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done() and loading.exception() is None:
@@ -78,8 +79,9 @@ async def _serve(settings: Settings, announce: Callable[[Listening], None]) -> N
                 loading.result()  # raises what was wrong with a model
             loading.cancel()
     finally:
-        if rpc is not None:
-            await rpc.stop(settings.limits.seconds)
+        ending.set()
+        if rpc_ended is not None:
+            await rpc_ended
         await service.close()
 
 
@@ -120,7 +122,7 @@ def _listening(service: Service, listener: socket.socket, grpc: str | None) -> L
     return Listening(f"http://{f'[{host}]' if ':' in host else host}:{port}", grpc, models)
 
 
-def _handle_signals(service: Service, web: uvicorn.Server) -> None:
+def _handle_signals(service: Service, web: uvicorn.Server, ending: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -134,6 +136,7 @@ def _handle_signals(service: Service, web: uvicorn.Server) -> None:
 
     def end() -> None:
         web.should_exit = True
+        ending.set()
 
     def reload() -> None:
         task = loop.create_task(service.reload())

@@ -17,6 +17,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from rpc_calls import call
 
 from fimaq.deploy.serve import Limits, Settings
 from fimaq.deploy.serve.rpc.messages import SERVICE, message
@@ -282,6 +283,29 @@ def test_sigterm_finishes_the_calls_that_were_accepted(start, toy, toy_file, slo
         wait_for(lambda: b'fimaq_requests_held{model="toy",version="1"} 1.0' in server.ask("GET", "/metrics")[2])
         server.process.send_signal(signal.SIGTERM)
         assert answer.result()
+    assert server.process.wait(timeout=60) == 0
+
+
+def test_sigterm_ends_http_and_grpc_at_the_same_time(start, toy, toy_file, slow, binary_request):
+    server = start(toy_file, "--grpc-port", 0)
+    answers = []
+    body, headers = binary_request(toy.images(1, slow=4 * slow))
+    asking = threading.Thread(target=lambda: answers.append(server.json("POST", INFER, body, headers)[0]))
+    asking.start()
+    wait_for(lambda: b'fimaq_requests_held{model="toy",version="1"} 1.0' in server.ask("GET", "/metrics")[2])
+    server.process.send_signal(signal.SIGTERM)
+
+    def refused():
+        try:
+            call(server, "ServerLive", timeout=1)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAVAILABLE
+        return False
+
+    wait_for(refused)
+    assert answers == []  # the request over HTTP is still being answered
+    asking.join()
+    assert answers == [200]
     assert server.process.wait(timeout=60) == 0
 
 

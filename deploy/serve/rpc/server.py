@@ -79,8 +79,9 @@ class RpcServer:
         await server.start()
         return cls(server, f"{host}:{port}")
 
-    async def stop(self, seconds: float) -> None:
-        """Take no more calls, and wait that long for those that are being answered."""
+    async def stop_when(self, ending: asyncio.Event, seconds: float) -> None:
+        """Then take no more calls, and wait that long for those that are being answered."""
+        await ending.wait()
         await self._server.stop(seconds)
 
 
